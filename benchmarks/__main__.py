@@ -37,6 +37,7 @@ JOBS = (
     Job("ensemble", "ensemble", (), 600, ("--members", "3", "--batch", "8", "--rounds", "3")),
     Job("checkpoint", "checkpoint", ("--windows", "640", "--rounds", "5"), 600, (*SHORT, "--rounds", "1")),
     Job("status", "status", (), 600, ("--trials", "10", "--epochs", "4", "--small", "6", "--rounds", "1")),
+    Job("stream", "stream", (), 900, ("--seconds", "20", "--members", "1")),
     Job("handover", "handover", (), 600, ("--trials", "3")),
     Job("ranking", "ranking", (), 600, ("--quick",)),
     Job("chance", "chance", (), 1200, ("--quick", "--permutations", "19")),

@@ -35,6 +35,7 @@ __all__ = [
     "pretrain",
     "rerun",
     "resume",
+    "stream",
     "sweep",
 ]
 

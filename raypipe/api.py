@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raypipe.ensembles.fitted import Ensemble
     from raypipe.packaging.bundle import load_ensemble
     from raypipe.packaging.predict import predict
+    from raypipe.packaging.stream import stream
     from raypipe.pretraining.encoders import load_encoder
     from raypipe.reporting.cross_validation import CrossValidation, cross_validate
     from raypipe.reporting.progress_lines import PrintProgress
@@ -57,6 +58,7 @@ __all__ = [
     "pretrain",
     "rerun",
     "resume",
+    "stream",
     "sweep",
 ]
 
@@ -78,6 +80,7 @@ MODULES = {
     "predict": "raypipe.packaging.predict",
     "prepare": "raypipe.data.prepare",
     "pretrain": "raypipe.search.pretrain",
+    "stream": "raypipe.packaging.stream",
 }
 """Module of each name that is imported when it is first used, because torch and Ray take seconds to import."""
 

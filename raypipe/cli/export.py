@@ -1,4 +1,4 @@
-"""Verbs that combine, export and predict: ensemble, chance, export, check, bench, score, predict."""
+"""Verbs that combine, export and predict: ensemble, chance, export, check, bench, score, predict, stream."""
 
 from __future__ import annotations
 
@@ -293,3 +293,41 @@ def predict(
     write(f"{out}: {len(table)} {rows}: {', '.join(roles)}")
     for key, reasons in table.attrs["left_out"].items():
         write(f"left out: {key}: {reasons}")
+
+
+@app.command(
+    rich_help_panel=PANEL, epilog=example("raypipe stream demo/bundle --lsl EEG --every 0.5 --out answers.tsv")
+)
+def stream(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle made by export.")],
+    lsl: Annotated[str, typer.Option(metavar="NAME", help="Name of a stream of LabStreamingLayer.")],
+    every: Annotated[
+        float | None,
+        typer.Option(help="Seconds from one window to the next.", show_default="as in the bundle's data"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New TSV file of predictions.", show_default="standard output")
+    ] = None,
+    unit: Annotated[
+        str, typer.Option(help="Unit of channels whose description has none, such as uV.", show_default="none")
+    ] = "",
+    jitter: Annotated[float, typer.Option(help="Seconds by which stamps of samples may be off without a gap.")] = 0.05,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the stream, and for its return.")] = 10.0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch; more may be late where cores are busy.")] = 1,
+    device: DeviceOption = "cpu",
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code of networks in the bundle.")] = False,
+) -> None:
+    """Predict a live stream, window by window, as predict does its recording.
+
+    A line has the window's start on the LSL clock, what predict has, and a flag where there is no prediction: a gap,
+    missing samples. Ctrl-C ends it.
+    """
+    import torch
+
+    from raypipe.cli.live import write_windows
+    from raypipe.packaging.bundle import load_ensemble
+    from raypipe.packaging.stream import stream as run_bundle
+
+    ensemble = load_ensemble(bundle, device=device, trust_code=trust_code)
+    torch.set_num_threads(threads)
+    write_windows(run_bundle(ensemble, lsl, every=every, unit=unit, jitter=jitter, wait=wait), out)

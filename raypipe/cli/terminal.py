@@ -28,10 +28,13 @@ class LastingStream:
     ----------
     disk_error
         The first error of a full disk, by which output was lost; None if there was none.
+    has_reader
+        False once output leads to nothing.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self.disk_error: OSError | None = None
+        self.has_reader = True
         self._stream = stream or cast(TextIO, open(os.devnull, "w"))  # noqa: SIM115  closed with the process
         if isinstance(self._stream, io.TextIOWrapper):
             self._stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8
@@ -59,6 +62,7 @@ class LastingStream:
             self._lead_to_nothing()
 
     def _lead_to_nothing(self) -> None:
+        self.has_reader = False
         nothing = os.open(os.devnull, os.O_WRONLY)
         try:
             os.dup2(nothing, self._stream.fileno())

@@ -79,7 +79,7 @@ def keep_windows(
     """
     matrix_CC = _alignment(opened, target, plan, together) if windows and plan.preprocessing.align else None
     for group, x_NCT in read_windows(opened, windows, plan):
-        kept_N = _check(x_NCT, plan, losses)
+        kept_N = kept_of(x_NCT, plan, losses)
         if kept_N.any():
             group = [window for window, is_kept in zip(group, kept_N, strict=True) if is_kept]
             x_NCT = x_NCT if kept_N.all() else x_NCT[kept_N]
@@ -97,11 +97,11 @@ def _alignment(opened: OpenRecording, target: Target, plan: Plan, together: Sequ
         with nullcontext() if is_own else recording.fetched():
             one = opened if is_own else OpenRecording(recording)
             for _, x_NCT in read_windows(one, place_windows(one, target, plan, None)[0], plan):
-                mean.add(x_NCT[_check(x_NCT, plan, losses)])
+                mean.add(x_NCT[kept_of(x_NCT, plan, losses)])
     return inverse_root(mean.value())
 
 
-def _check(x_NCT: NDArray[np.float32], plan: Plan, losses: Losses) -> NDArray[np.bool_]:
+def kept_of(x_NCT: NDArray[np.float32], plan: Plan, losses: Losses) -> NDArray[np.bool_]:
     """Return which windows (N,) are kept, and count the others by the first reason."""
     kept_N = np.asarray(np.isfinite(x_NCT).all(axis=(1, 2)))
     losses.counts[MISSING_SAMPLES] += int((~kept_N).sum())

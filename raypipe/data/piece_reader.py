@@ -19,6 +19,9 @@ from raypipe.recordings.signal import Signal, UnreadableRecordingError
 MAX_SAMPLE = 1e30
 """Values from here on are no samples, such as fill values; they are missing, as NaN is."""
 
+MAX_RATIO_TERM = 10_000
+"""Largest denominator of a ratio of sampling rates."""
+
 
 class PieceReader:
     """Read any piece of a span with the samples that it has in the filtered and resampled whole.
@@ -34,6 +37,8 @@ class PieceReader:
     ----------
     margin
         Output samples on each side of a piece that the filters need.
+    parts
+        Readers of the channels of each rate.
 
     Raises
     ------
@@ -44,8 +49,8 @@ class PieceReader:
     def __init__(
         self, recording: Recording, signal: Signal, channels: EegChannels, places: list[int], plan: Plan
     ) -> None:
-        self._parts = [
-            _RateReader(recording, signal, channels, places, rate, plan)
+        self.parts = [
+            RateReader(recording, signal, channels, places, rate, plan)
             for rate in dict.fromkeys(channels.rates[place] for place in places)
         ]
         self._n_sources = len(places)
@@ -57,34 +62,51 @@ class PieceReader:
             self._matrix = mixing_matrix(plan.preprocessing, plan.sources, plan.channels, frozenset(bads))
         except UnreadableRecordingError as error:
             raise UnreadableRecordingError(f"{recording.path}: {error}") from None
-        self.margin = max(part.margin for part in self._parts)
+        self.margin = max(part.margin for part in self.parts)
 
     def read(self, span: int, start: int, stop: int) -> Floats:
         """Return the samples of a span from `start` to `stop` at the windows' rate, (C, stop - start), in microvolts.
 
         Missing samples, and those that the filters and other channels spread them to, are NaN.
         """
-        x_ST = self._read_sources(span, start, stop)
+        return self.combine(self._read_sources(span, start, stop))
+
+    def combine(self, x_ST: Floats) -> Floats:
+        """Return the store's channels (C, T) of those that are read (S, T)."""
         if self._matrix is not None:
             return mix(self._matrix, x_ST)
         return x_ST if self._n_sources == len(self._picks) else x_ST[self._picks]
 
+    def needed(self, start: int, stop: int) -> tuple[float, float]:
+        """Return the stretch of a span, in seconds, from which the samples from `start` to `stop` are computed.
+
+        Beyond the span's ends there is nothing to wait for: it is continued by reflection.
+        """
+        firsts, lasts = zip(*(part.needed(start, stop) for part in self.parts), strict=True)
+        return min(firsts), max(lasts)
+
     def _read_sources(self, span: int, start: int, stop: int) -> Floats:
-        if len(self._parts) == 1:
-            return self._parts[0].read(span, start, stop)
+        if len(self.parts) == 1:
+            return self.parts[0].read(span, start, stop)
         x_ST = np.empty((self._n_sources, stop - start))
-        for part in self._parts:
+        for part in self.parts:
             x_ST[part.rows] = part.read(span, start, stop)
         return x_ST
 
 
-class _RateReader:
+class RateReader:
     """Read the channels of one sampling rate.
 
     Attributes
     ----------
     rows
         Their places among the plan's channels.
+    picks, scale_C1
+        Their places in the signal, and the factors to microvolts.
+    filters
+        Taps, in the order in which they are applied.
+    up, down
+        Ratio of the windows' rate to theirs.
     """
 
     def __init__(
@@ -92,59 +114,69 @@ class _RateReader:
     ) -> None:
         self._recording, self._signal, self._rate = recording, signal, rate
         self.rows = [row for row, place in enumerate(places) if channels.rates[place] == rate]
-        self._picks = [channels.picks[places[row]] for row in self.rows]
-        self._scale_C1 = np.array([[channels.volts[places[row]] * 1e6] for row in self.rows])
-        ratio = Fraction(plan.sfreq / rate).limit_denominator(10_000)
-        self._up, self._down = ratio.numerator, ratio.denominator
-        self._filters = _filters(recording, rate, plan.preprocessing)
-        self._reach = sum(len(taps) // 2 for taps in self._filters)
-        if self._up != self._down:
+        self.picks = [channels.picks[places[row]] for row in self.rows]
+        self.scale_C1 = np.array([[channels.volts[places[row]] * 1e6] for row in self.rows])
+        ratio = Fraction(plan.sfreq / rate).limit_denominator(MAX_RATIO_TERM)
+        self.up, self.down = ratio.numerator, ratio.denominator
+        self.filters = _filters(recording, rate, plan.preprocessing)
+        self._reach = sum(len(taps) // 2 for taps in self.filters)
+        if self.up != self.down:
             # scipy.signal.resample_poly filters 10 * max(up, down) samples either side, at the interpolated rate.
-            self._reach += -(-10 * max(self._up, self._down) // self._up)
+            self._reach += -(-10 * max(self.up, self.down) // self.up)
         self._overlap = self._reach + 2 if self._reach else 0
-        self.margin = int(self._overlap * self._up / self._down) + 1
+        self.margin = int(self._overlap * self.up / self.down) + 1
 
     def read(self, span: int, start: int, stop: int) -> Floats:
         """Return samples as `PieceReader.read` does."""
-        up, down = self._up, self._down
         n_times = round(self._signal.spans[span].duration * self._rate)
-        # Start at an input sample whose time is that of an output sample.
-        block = max(0, (start * down // up - self._overlap) // down)
-        begin, end = block * down, min(n_times, -(-stop * down // up) + 1 + self._overlap)
-        x_CT = self._read_samples(span, begin, end)
+        block, end = self._needed(start, stop)
+        x_CT = self._read_samples(span, block * self.down, min(n_times, end))
         missing_CT = ~(np.abs(x_CT) < MAX_SAMPLE)
         has_missing = bool(missing_CT.any())
         if has_missing:
             x_CT = np.where(missing_CT, 0.0, x_CT)
-        skip = start - block * up
-        out_CT: Floats = self._filter(x_CT)[:, skip : skip + stop - start] * self._scale_C1
+        skip = start - block * self.up
+        out_CT: Floats = self._filter(x_CT)[:, skip : skip + stop - start] * self.scale_C1
         if has_missing:
             self._spread(missing_CT, out_CT, skip)
         return out_CT
 
+    def needed(self, start: int, stop: int) -> tuple[float, float]:
+        """Return a stretch in seconds as `PieceReader.needed` does."""
+        block, end = self._needed(start, stop)
+        return block * self.down / self._rate, end / self._rate
+
+    def _needed(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the first input sample, in multiples of `down`, and the end of those that are needed.
+
+        Input starts at a sample whose time is that of an output sample.
+        """
+        block = max(0, (start * self.down // self.up - self._overlap) // self.down)
+        return block, -(-stop * self.down // self.up) + (1 + self._overlap if self._overlap else 0)
+
     def _read_samples(self, span: int, begin: int, end: int) -> NDArray[np.float64]:
         try:
-            return self._signal.read(self._picks, span, begin, end)
+            return self._signal.read(self.picks, span, begin, end)
         except (OSError, ValueError, IndexError) as error:
             problem = f"its signal cannot be read ({first_line(error)})"
             raise UnreadableRecordingError(f"{self._recording.path}: {problem}") from None
 
     def _filter(self, x_CT: NDArray[np.float64]) -> NDArray[np.float64]:
-        for taps in self._filters:
+        for taps in self.filters:
             x_CT = apply_filter(x_CT, taps)
-        if self._up != self._down:
+        if self.up != self.down:
             from scipy.signal import resample_poly
 
             # As mne.filter.resample(method="polyphase"), whose ratio depends on the length; here all pieces have one.
-            x_CT = resample_poly(x_CT, self._up, self._down, axis=1, padtype="reflect")
+            x_CT = resample_poly(x_CT, self.up, self.down, axis=1, padtype="reflect")
         return x_CT
 
     def _spread(self, missing_CT: NDArray[np.bool_], out_CT: Floats, skip: int) -> None:
         """Set the output samples to NaN that depend on missing input samples, and no others."""
         channels, places = np.nonzero(missing_CT)
         n_samples = out_CT.shape[1]
-        first = -(-(places - self._reach) * self._up // self._down) - skip
-        last = (places + self._reach) * self._up // self._down - skip
+        first = -(-(places - self._reach) * self.up // self.down) - skip
+        last = (places + self._reach) * self.up // self.down - skip
         edges = np.zeros((len(out_CT), n_samples + 1), np.int64)
         np.add.at(edges, (channels, np.clip(first, 0, n_samples)), 1)
         np.add.at(edges, (channels, np.clip(last + 1, 0, n_samples)), -1)

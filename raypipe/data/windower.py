@@ -226,11 +226,11 @@ def read_windows(
     for group in _group_neighbours(windows, plan.window_samples, max_samples, reader.margin):
         first = group[0].start
         x_CT = reader.read(group[0].span, first, group[-1].start + plan.window_samples)
-        yield group, _cut(x_CT, [window.start - first for window in group], plan)
+        yield group, cut_windows(x_CT, [window.start - first for window in group], plan)
 
 
-def _cut(x_CT: NDArray[np.float64], starts: list[int], plan: Plan) -> NDArray[np.float32]:
-    """Return windows (N, C, T) of a piece, with the mean of their baselines subtracted."""
+def cut_windows(x_CT: NDArray[np.float64], starts: list[int], plan: Plan) -> NDArray[np.float32]:
+    """Return windows (N, C, T) of a piece, by their first samples, with the mean of their baselines subtracted."""
     baseline = plan.preprocessing.baseline
     if baseline is None:  # in single precision before windows that overlap multiply the piece
         return _views(x_CT.astype(np.float32), plan)[:, starts].transpose(1, 0, 2)

@@ -22,6 +22,7 @@ from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.local import run_trial
 from tests.support.records import edit_record
 from tests.support.storage import s3_server
+from tests.support.streams import LOOPBACK
 from tests.support.toys import ToyWindows, add_ended, make_run, tiny, write_store
 
 
@@ -160,3 +161,13 @@ def four_channels(monkeypatch):
     from raypipe.packaging import submission
 
     monkeypatch.setitem(submission.CHALLENGE_WINDOWS, "n_channels", 4)
+
+
+@pytest.fixture(scope="session")
+def lsl(tmp_path_factory):
+    """The module pylsl, confined to this machine."""
+    config = tmp_path_factory.mktemp("lsl") / "lsl_api.cfg"
+    config.write_text(LOOPBACK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSLAPICFG", str(config))  # read when liblsl is first used; also by child processes
+        yield pytest.importorskip("pylsl", reason="LabStreamingLayer is not installed (the extra stream)")

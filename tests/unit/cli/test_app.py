@@ -26,7 +26,7 @@ from tests.support.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
 VERBS = ["simulate", "inspect", "prepare", "sweep", "rerun", "resume", "status", "logs", "trials", "ensemble"]
 VERBS += ["plan", "check", "predict", "compare", "doctor", "score", "pretrain", "submit", "jobs", "stop"]
-VERBS += ["push", "pull", "report", "export", "spaces", "init", "tidy", "enqueue", "watch"]
+VERBS += ["push", "pull", "report", "export", "spaces", "init", "tidy", "enqueue", "watch", "stream"]
 
 
 def run(*arguments: object) -> int:
