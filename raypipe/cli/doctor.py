@@ -27,7 +27,6 @@ from raypipe.ensembles.fitted import ARRAYS, RECORD, Ensemble
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, encoder_files
-from raypipe.reporting.baselines import read_baselines
 from raypipe.search.reconcile import study_difference
 from raypipe.search.reruns import read_reruns
 from raypipe.storage.files import Folder, open_folder
@@ -203,10 +202,9 @@ def _driver(run: RunStore) -> Iterator[Finding]:
 
 
 def _ensemble(run: RunStore) -> Iterator[Finding]:
-    """Check the ensemble, the log of scorings of held-out people, and the baselines."""
+    """Check the ensemble, and the log of scorings of held-out people."""
     try:
         scored = len(read_evaluations(run))
-        read_baselines(run)
         if not Ensemble.exists(run):
             if run.folder.exists(ARRAYS):
                 fix = "restore it from a copy, or fit the ensemble again with: raypipe ensemble RUN"

@@ -62,7 +62,6 @@ def ensemble(
     """
     from raypipe.cli.console import ProgressCounter
     from raypipe.ensembles.fit import fit_ensemble
-    from raypipe.reporting.baselines import write_baselines
     from raypipe.reporting.report import write_plots, write_report
     from raypipe.storage.run_store import RunStore
 
@@ -83,7 +82,6 @@ def ensemble(
             progress=counter,
         )
     fitted.save()
-    write_baselines(store)
     console.print(fitted.render())
     if method == "all":
         for name, reason in fitted.excluded.items():

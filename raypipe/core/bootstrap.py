@@ -100,7 +100,12 @@ def bootstrap_difference(
     subject_N, counts_RS = _resamples(subjects, len(np.asarray(y)), n, seed)
     a_R, b_R = (_scores(metric, y, pred, subject_N, counts_RS) for pred in (pred_a, pred_b))
     samples = _split(a_R - b_R, counts_RS)
-    return contain_zero(interval_of(samples, level), sign_flip_chance(samples, seed), level)
+    found = contain_zero(interval_of(samples, level), sign_flip_chance(samples, seed), level)
+    lowest, highest = get_metric(metric).limits
+    widest = highest - lowest
+    return Interval(
+        float(np.clip(found.low, -widest, widest)), float(np.clip(found.high, -widest, widest)), found.usable
+    )
 
 
 def smallest_chance(targets: ArrayLike, subjects: ArrayLike, *, classes: bool) -> float:

@@ -14,6 +14,7 @@ from raypipe.core.levels import mean_per_row
 from raypipe.core.metrics import constant_prediction
 from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.baselines import Baseline, baseline_rows, best_baseline
 from raypipe.ensembles.calibration import calibrate_across
 from raypipe.ensembles.candidates import Candidates, read_candidates
 from raypipe.ensembles.choice import ALL, FittedMethods, ShippedMembers, fit_methods, shipped_members
@@ -32,11 +33,12 @@ from raypipe.ensembles.held_out_record import HeldOut
 from raypipe.ensembles.members import CPU, MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
+from raypipe.ensembles.outcome import Outcome
 from raypipe.ensembles.people import fit_people
 from raypipe.ensembles.reliability import Reliability, reliability_of
-from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, score_table
+from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, is_by_subject, score_table
 from raypipe.ensembles.soup import SOUPS
-from raypipe.ensembles.verdict import Outcome, write_verdict
+from raypipe.ensembles.verdict import write_verdict
 from raypipe.storage.run_store import RunStore
 from raypipe.training.device import parse_device
 
@@ -79,16 +81,17 @@ def fit_ensemble(
     # Methods are fitted and chosen on out-of-fold predictions only.
     fits = fit_methods(candidates, method, progress)
     student = _distill(candidates, fits, where, progress) if distilled else None
+    baselines = baseline_rows(run, candidates.windows, candidates.predictions)
 
     # The held-out subjects are scored once.
     held_out = predict_held_out(candidates, fits.soups, student, progress)
     evaluations = record_evaluation(run, candidates.windows, candidates.trials, method)
-    raw = table_rows(candidates, fits, held_out, every_method=method == ALL)
+    raw = table_rows(candidates, fits, held_out, baselines, every_method=method == ALL)
     rows, calibration = calibrate_rows(candidates.predictions, raw)
     table = score_table(candidates.scoring, rows, candidates.search, candidates.held_out)
 
     shipped = shipped_members(candidates, fits, student)
-    verdict, notes = write_verdict(_outcome(candidates, fits, rows, table, shipped, evaluations))
+    verdict, notes = write_verdict(_outcome(candidates, fits, rows, table, shipped, evaluations, list(baselines)))
     return Ensemble(
         run=run,
         method=fits.chosen,
@@ -100,6 +103,7 @@ def fit_ensemble(
         reliability=_reliability(candidates, raw[ENSEMBLE]),
         people=fit_people(candidates.predictions, None if distilled else raw[ENSEMBLE].nested),
         table=table,
+        baselines=list(baselines),
         verdict=verdict,
         notes=notes,
         held_out=_held_out_record(candidates, rows, held_out, shipped),
@@ -136,6 +140,7 @@ def _outcome(
     table: pd.DataFrame,
     shipped: ShippedMembers,
     evaluations: Evaluations,
+    baselines: list[Baseline],
 ) -> Outcome:
     """Return what the verdict is written from."""
     distilled = shipped.merged is not None and shipped.merged.distilled
@@ -146,9 +151,10 @@ def _outcome(
         method=fits.chosen,
         candidates=len(candidates.members),
         alone=shipped.alone,
-        to_best=difference_to_best(candidates, rows, fits.chosen, by_subject="subject_held_out" in table),
+        to_best=difference_to_best(candidates, rows, fits.chosen, by_subject=is_by_subject(table)),
         nested_scores=fits.nested.scores if fits.chosen_by_score else None,
         distilled=distilled,
+        baseline=best_baseline(baselines, table, candidates.run.info.metric),
         evaluations=evaluations,
         notes=[] if distilled else fits.notes(candidates),
     )

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from raypipe.core.errors import UserError
 from raypipe.core.record import FrozenModel
 from raypipe.core.versions import package_versions
+from raypipe.ensembles.baselines import Baseline
 from raypipe.ensembles.calibration import Calibration
 from raypipe.ensembles.family_record import Family
 from raypipe.ensembles.held_out_record import HeldOut
@@ -23,6 +24,7 @@ from raypipe.ensembles.oof import Floats
 from raypipe.ensembles.people import People
 from raypipe.ensembles.reliability import Reliability
 from raypipe.ensembles.rules import MAX_MEMBERS, CalibrationRecord, check_rule_fields, require_shares
+from raypipe.ensembles.scores import is_by_subject
 from raypipe.models.combine import Rule
 from raypipe.storage.files import write_record
 from raypipe.storage.records import Member, OwnedRecord, digest, read_owned
@@ -58,7 +60,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/6"] = "raypipe-ensemble/6"
+    format: Literal["raypipe-ensemble/7"] = "raypipe-ensemble/7"
     created: float
     """Unix time."""
     method: str
@@ -68,6 +70,8 @@ class EnsembleRecord(OwnedRecord):
     weights: list[Annotated[float, Field(ge=0.0, le=1.0)]]
     """Share of each member; they sum to one."""
     table: Annotated[dict[str, dict[str, Annotated[int, Field(ge=0, lt=2**53)] | float | None]], Field(min_length=1)]
+    baselines: list[Baseline]
+    """Rows of the table that are classical baselines."""
     verdict: str
     notes: list[str]
     held_out_evaluations: int
@@ -105,6 +109,8 @@ class EnsembleRecord(OwnedRecord):
                 raise ValueError(f"table/{name}: has no column '{missing[0]}'")
             if not all(isinstance(row[column], int) for column in _COUNTS):
                 raise ValueError(f"table/{name}: {', '.join(_COUNTS)} must be whole numbers")
+        if unknown := [one.name for one in self.baselines if one.name not in self.table]:
+            raise ValueError(f"baselines: '{unknown[0]}' is no row of the table")
         if self.soup is not None and len(self.soup.trials) != len(self.soup.epochs):
             raise ValueError("soup: its lists have different lengths")
         return self
@@ -137,6 +143,8 @@ class Ensemble:
     """How mean predictions of people are read; None where the target is not the person's."""
     table: pd.DataFrame
     """See `scores.score_table`."""
+    baselines: list[Baseline]
+    """Rows of the table that are classical baselines."""
     verdict: str
     """Two or three sentences on the scores."""
     notes: list[str]
@@ -166,6 +174,11 @@ class Ensemble:
         return self.calibration.threshold if self.calibration is not None and two else None
 
     @property
+    def by_subject(self) -> bool:
+        """Return whether the primary level of the scores is the subjects', because each has one target."""
+        return is_by_subject(self.table)
+
+    @property
     def distilled(self) -> bool:
         """Return whether a single network is shipped, trained to predict what the ensemble predicts."""
         return self.merged is not None and self.merged.distilled
@@ -187,6 +200,7 @@ class Ensemble:
             epochs=[member.epoch for member in self.members],
             weights=self.weights.tolist(),
             table=self.table_record(),
+            baselines=self.baselines,
             verdict=self.verdict,
             notes=self.notes,
             held_out_evaluations=self.held_out_evaluations,
@@ -247,6 +261,7 @@ class Ensemble:
             reliability=record.reliability,
             people=record.people,
             table=table.astype(dict.fromkeys(_COUNTS, int)),
+            baselines=record.baselines,
             verdict=record.verdict,
             notes=record.notes,
             held_out=held_out,

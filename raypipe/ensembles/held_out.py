@@ -11,6 +11,7 @@ from raypipe.core.bootstrap import Interval
 from raypipe.core.folds import Index
 from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
+from raypipe.ensembles.baselines import Baseline
 from raypipe.ensembles.calibration import Calibration, calibrate_across, fit_calibration
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.choice import FittedMethods
@@ -87,9 +88,14 @@ def _predict_members(candidates: Candidates, index: Index, progress: Progress | 
 
 
 def table_rows(
-    candidates: Candidates, fits: FittedMethods, held_out: HeldOutPredictions, *, every_method: bool
+    candidates: Candidates,
+    fits: FittedMethods,
+    held_out: HeldOutPredictions,
+    baselines: Mapping[Baseline, RowPredictions],
+    *,
+    every_method: bool,
 ) -> dict[str, RowPredictions]:
-    """Return the predictions of each row of the score table, the ensemble first."""
+    """Return the predictions of each row of the score table, the ensemble first, the baselines last."""
 
     def row(name: str) -> RowPredictions:
         if name in fits.soups:
@@ -111,7 +117,7 @@ def table_rows(
         rows |= {name: row(name) for name in [*fits.rules, *fits.soups] if name not in ("best", "equal")}
     if held_out.student is not None:
         rows[DISTILLED] = RowPredictions(held_out.student)
-    return rows
+    return rows | {baseline.name: row for baseline, row in baselines.items()}
 
 
 def difference_to_best(

@@ -55,18 +55,18 @@ def target_unit(target: str) -> str:
 
 
 def class_frequency_note(metric: str, constant: float) -> list[str]:
-    """Return a note if class frequencies score below chance out of fold, which it explains.
+    """Return a note if the prior baseline scores below chance out of fold, which it explains.
 
     Parameters
     ----------
     metric
         Of the run.
     constant
-        Out-of-fold score of the class frequencies.
+        Out-of-fold score of the prior baseline, which predicts the frequencies of the classes.
     """
     if metric != "auc" or not constant < 0.4995:
         return []
     return [
-        "Out of fold, class frequencies score below 0.5: each fold's constant comes from the other folds, so it is "
+        "Out of fold, the prior baseline scores below 0.5: each fold's constant comes from the other folds, so it is "
         "lowest where the class is most frequent."
     ]

@@ -20,8 +20,8 @@ from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import describe_target, metric_label, resampled
+from raypipe.ensembles.outcome import side_of
 from raypipe.ensembles.scores import EvaluationSet, difference_interval, score_interval
-from raypipe.ensembles.verdict import side_of
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.run_store import RunStore
 
@@ -180,7 +180,7 @@ def read_scores(outer: OuterRun) -> OuterScores:
         pooled=pooled,
         rows=rows,
         constant_predictions=without_eeg.predictions,
-        by_part=_table_of_parts(ensembles, level),
+        by_part=_table_of_parts(ensembles),
         parameters=_parameters(ensembles),
     )
 
@@ -202,15 +202,14 @@ def _pool(ensembles: list[Ensemble]) -> PooledPredictions:
     )
 
 
-def _table_of_parts(ensembles: list[Ensemble], level: Level) -> pd.DataFrame:
-    prefix = "subject_" if level == "person" else ""
+def _table_of_parts(ensembles: list[Ensemble]) -> pd.DataFrame:
     rows = [
         {
             "subjects": int(one.table["subjects"].iloc[0]),
             "method": one.method,
             "nested": float(one.table["nested"].iloc[0]),
-            "score": float(one.table[f"{prefix}held_out"].iloc[0]),
-            "constant": float(one.table[f"{prefix}held_out"].iloc[-1]),
+            "score": float(one.table["held_out"].iloc[0]),
+            "constant": float(one.table["held_out"].iloc[-1]),
         }
         for one in ensembles
     ]
@@ -242,7 +241,7 @@ def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
     few = f"beside {baseline}: {counted} are too few to say whether it generalizes to new people"
     relation = {
         1: f"better than {baseline}: it generalizes to new people",
-        0: f"not distinguishable from {baseline}: there is no evidence that it predicts {target}",
+        0: f"no detectable difference from {baseline}: there is no evidence that it predicts {target}",
         -1: f"worse than {baseline}: its predictions of {target} do not generalize to new people",
     }[side_of(scores.metric, difference.low, difference.high)]
     over = "" if units == n else f" over {resampled(n, units)}"

@@ -22,6 +22,8 @@ Array = NDArray[Any]
 
 ENSEMBLE, EQUAL, BEST, DISTILLED = "ensemble", "equal weights", "best single trial", "distilled"
 """Names of rows of the table."""
+WINDOW = "window_"
+"""Prefix of the columns of windows, where the primary level is the person's."""
 
 
 class Scoring(NamedTuple):
@@ -36,7 +38,7 @@ class Scoring(NamedTuple):
 def baseline_name(scoring: Scoring) -> str:
     """Return the name of the last row, the predictor without EEG."""
     if scoring.kind == "classification":
-        return "class frequencies"
+        return "prior baseline"
     return "training median" if scoring.metric == "mae" else "training mean"
 
 
@@ -140,40 +142,48 @@ def score_table(
     Returns
     -------
     pandas.DataFrame
-        The given rows, then the predictor without EEG (out of fold: the constant of the other folds). Columns:
+        The given rows, then the predictor without EEG (out of fold: the constant of the other folds). All columns are
+        at one level, the primary one: of the mean prediction of each subject where each subject has one target, else of
+        windows.
 
         - ``oof``, and ``held_out`` with its 95 % bootstrap interval over subjects, or their groups, ``low``, ``high``.
         - ``difference`` of the held-out score to the predictor without EEG.
         - ``subjects`` and ``windows`` that are held out, ``units``, the number of the subjects' groups (or of subjects
           where they share none), and their ``smallest_chance`` (`bootstrap.smallest_chance`).
-        - The columns above except the last four, with the prefix ``subject_`` for the mean prediction of each subject,
-          where each subject has one target.
-        - The columns below are of these mean predictions where there are some, else of windows.
         - ``nested`` with ``nested_low``, ``nested_high``, and ``optimism``, which is ``nested`` minus ``oof``.
         - ``nested_difference`` to the predictor without EEG; ``nested_to_best`` and, held out, ``to_best``, to the best
-          single trial.
+          single trial; ``nested_to_shipped`` and, held out, ``to_shipped``, to what is shipped: the distilled network,
+          else the ensemble.
+        - The first two with the prefix ``window_``, of windows, where the primary level is the subjects'.
 
         Every difference has an interval, ``_low`` and ``_high``, on paired resamples. It contains 0 unless a sign-flip
         test over subjects, or their groups, rejects 0 too.
     """
+    counts = {
+        "subjects": len(np.unique(held_out.subjects)),
+        "windows": len(held_out.targets),
+        "units": len(np.unique(held_out.units)),
+        "smallest_chance": smallest_chance(held_out.targets, held_out.units, classes=scoring.kind == "classification"),
+    }
     decided = {name: row.decided(scoring.metric) for name, row in rows.items()}
-    table = _plain_columns(scoring, decided, search, held_out)
-    table["subjects"] = len(np.unique(held_out.subjects))
-    table["windows"] = len(held_out.targets)
-    table["units"] = len(np.unique(held_out.units))
-    classes = scoring.kind == "classification"
-    table["smallest_chance"] = smallest_chance(held_out.targets, held_out.units, classes=classes)
-    level = ""
+    by_window = None
     if search.joined(held_out).has_subject_targets:
+        by_window = _plain_columns(scoring, decided, search, held_out).add_prefix(WINDOW)
         means = {name: mean_row(row, search, held_out) for name, row in rows.items()}
-        level, decided = "subject_", {name: row.decided(scoring.metric) for name, row in means.items()}
+        decided = {name: row.decided(scoring.metric) for name, row in means.items()}
         search, held_out = search.per_subject(), held_out.per_subject()
-        table = table.join(_plain_columns(scoring, decided, search, held_out).add_prefix(level))
+    table = _plain_columns(scoring, decided, search, held_out).assign(**counts)
     constant = constant_out_of_fold(
         scoring.kind, search.targets, search.folds, search.subjects, scoring.n_classes, scoring.metric
     )
-    naive = {str(name): float(value) for name, value in table[level + "oof"].items()}
-    return table.join(_nested_columns(scoring.metric, decided, constant, naive, search, held_out))
+    naive = {str(name): float(value) for name, value in table["oof"].items()}
+    table = table.join(_nested_columns(scoring, decided, constant, naive, search, held_out))
+    return table if by_window is None else table.join(by_window)
+
+
+def is_by_subject(table: pd.DataFrame) -> bool:
+    """Return whether the primary level of a score table is the subjects', so that it has columns of windows too."""
+    return f"{WINDOW}held_out" in table
 
 
 def mean_row(row: RowPredictions, search: EvaluationSet, held_out: EvaluationSet) -> RowPredictions:
@@ -211,39 +221,47 @@ def _plain_columns(
 
 
 def _nested_columns(
-    metric: str,
+    scoring: Scoring,
     rows: Mapping[str, RowPredictions],
     constant: Array,
     naive: Mapping[str, float],
     search: EvaluationSet,
     held_out: EvaluationSet,
 ) -> pd.DataFrame:
-    """Score nested predictions, and compare each row with the best single trial.
+    """Score nested predictions, and compare each row with the best single trial and with what is shipped.
 
     Parameters
     ----------
-    metric, rows, search, held_out
+    scoring, rows, search, held_out
         See `score_table`.
     constant
         (N, outputs) out of fold, of the predictor without EEG.
     naive
         Out-of-fold score by row, the predictor without EEG last.
     """
-    best, out = rows[BEST], []
+    metric, best, shipped, out = scoring.metric, rows[BEST], rows.get(DISTILLED, rows[ENSEMBLE]), []
+    outside = constant_prediction(
+        scoring.kind, search.targets, len(held_out.targets), scoring.n_classes, scoring.metric
+    )
     for name, oof_score in naive.items():
-        row = rows.get(name)
-        nested = constant if row is None else row.nested
+        row = rows.get(name, RowPredictions(outside, constant, constant))
         columns: dict[str, float] = {}
-        if nested is not None and best.nested is not None:
-            inner, value = score_interval(metric, search, nested), search.score(metric, nested)
+        if row.nested is not None and best.nested is not None:
+            inner, value = score_interval(metric, search, row.nested), search.score(metric, row.nested)
             columns = {"nested": value, "nested_low": inner.low, "nested_high": inner.high}
             columns["optimism"] = value - oof_score
-            columns |= _difference("nested_difference", metric, search, nested, constant)
-            columns |= _difference("nested_to_best", metric, search, nested, best.nested)
-        if row is not None:
+            columns |= _difference("nested_difference", metric, search, row.nested, constant)
+            columns |= _difference("nested_to_best", metric, search, row.nested, best.nested)
+        if row.nested is not None and shipped.nested is not None:
+            columns |= _difference("nested_to_shipped", metric, search, row.nested, shipped.nested)
+        if name in rows:
             columns |= _difference("to_best", metric, held_out, row.held_out, best.held_out)
+        columns |= _difference("to_shipped", metric, held_out, row.held_out, shipped.held_out)
         out.append(columns)
-    return pd.DataFrame(out, index=pd.Index(list(naive), name="predictor"))
+    names = ("nested", "nested_to_best", "nested_to_shipped")  # also where no row has any
+    found = pd.DataFrame(out, index=pd.Index(list(naive), name="predictor"))
+    every = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    return found.reindex(columns=list(dict.fromkeys([*found.columns, *every])))
 
 
 def _difference(name: str, metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> dict[str, float]:

@@ -14,7 +14,7 @@ from raypipe.core.own_code import object_names
 from raypipe.core.text import one_line
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label, resampled
-from raypipe.ensembles.scores import BEST
+from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE
 
 
 def render(ensemble: Ensemble) -> Group:
@@ -36,21 +36,22 @@ def render(ensemble: Ensemble) -> Group:
 
 
 def _table(ensemble: Ensemble) -> Table:
-    """Show nested scores beside held-out ones: per subject where each subject has one target."""
-    level = "subject_" if "subject_held_out" in ensemble.table else ""
+    """Show nested scores beside held-out ones, and differences to what is shipped, all at the primary level."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("")
-    heads = ("nested\nscore", "nested difference\nto best trial", "held-out\nscore", "held-out difference\nto no EEG")
-    for head in heads:
+    table.add_column("", overflow="fold")
+    shipped = DISTILLED if ensemble.distilled else ENSEMBLE
+    to = f"difference\nto {'distilled' if ensemble.distilled else 'ensemble'}"
+    for head in ("nested\nscore", f"nested {to}", "held-out\nscore", f"held-out {to}"):
         table.add_column(head, justify="right", no_wrap=True)
+    short = {one.name: one.name.partition(" on ")[2] for one in ensemble.baselines}
     for name, row in ensemble.table.iterrows():
-        best, without_eeg = name == BEST, name == ensemble.table.index[-1]
+        best, without_eeg, own = name == BEST, name == ensemble.table.index[-1], name == shipped
         table.add_row(
-            "best trial" if best else "no EEG" if without_eeg else str(name),
+            "best trial" if best else "no EEG" if without_eeg else short.get(str(name), str(name)),
             _number(row["nested"]),
-            "" if best else _difference(row, "nested_to_best"),
-            _number(row[level + "held_out"]),
-            "" if without_eeg else _difference(row, level + "difference"),
+            "" if own else _difference(row, "nested_to_shipped"),
+            _number(row["held_out"]),
+            "" if own else _difference(row, "to_shipped"),
         )
     return table
 
@@ -93,12 +94,22 @@ def _caption(ensemble: Ensemble) -> Text:
     table, metric = ensemble.table, ensemble.run.info.metric
     better = "lower" if get_metric(metric).sign > 0 else "higher"
     first = table.iloc[0]
+    level = "of one mean prediction per subject" if ensemble.by_subject else "of windows"
     return Text(
-        f"{metric_label(metric)}, {better} is better; differences with 95 % intervals over "
+        f"{metric_label(metric)} {level}, {better} is better; differences with 95 % intervals over "
         f"{resampled(int(first['subjects']), int(first['units']))}. Held out: {int(first['subjects'])} subjects, "
-        f"{int(first['windows'])} windows. No EEG: {table.index[-1]}.",
+        f"{int(first['windows'])} windows. No EEG: {table.index[-1]}.{_baselines(ensemble)}",
         style="dim",
     )
+
+
+def _baselines(ensemble: Ensemble) -> str:
+    """Return a sentence that names the classical baselines in the table, whose rows have short names."""
+    if not ensemble.baselines:
+        return ""
+    model = ensemble.baselines[0].name.partition(" on ")[0]
+    names = [f"{one.name.partition(' on ')[2]}{'' if one.usable else ' (not EEG)'}" for one in ensemble.baselines]
+    return f" Classical baselines: {model} on {', '.join(names)}."
 
 
 def _members(ensemble: Ensemble) -> Text:

@@ -1,24 +1,21 @@
-"""Write the verdict of an ensemble in two or three sentences, and notes on how to read the score table."""
+"""Write the verdict of an ensemble in a few sentences, and notes on how to read the score table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from raypipe.core.bootstrap import MAX_CHANCE, Interval
+from raypipe.core.bootstrap import MAX_CHANCE
 from raypipe.core.metrics import get_metric
-from raypipe.ensembles.evaluation_log import Evaluations
+from raypipe.ensembles.comparisons import compare_with_baseline, gap_note
 from raypipe.ensembles.labels import describe_target, metric_label, resampled
-from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE
+from raypipe.ensembles.outcome import MIN_SUBJECTS, Outcome, side_of
+from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE, is_by_subject
 from raypipe.ensembles.soup import SWA
 from raypipe.storage.records import Member
-
-MIN_SUBJECTS = 6
-"""Of fewer subjects, or groups, no difference can be claimed: by chance all n signs agree in a share of 2^(1 - n)."""
 
 Evidence = Literal["better", "none", "worse", "too few", "undefined"]
 """Evidence of the held-out scores against the predictor without EEG.
@@ -27,86 +24,32 @@ With ``too few`` subjects, chance alone gives the clearest result too often; ``u
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Scores and choices that a verdict is written from."""
-
-    table: pd.DataFrame
-    """See `scores.score_table`."""
-    metric: str
-    target: str
-    method: str
-    """Method that is shipped."""
-    candidates: int
-    """Trials and snapshots that could be combined."""
-    alone: str | None = None
-    """Name of the member if only one is shipped, else None."""
-    to_best: Interval | None = None
-    """Held-out interval of ensemble minus best single trial; None where they are the same."""
-    nested_scores: Mapping[str, float] | None = None
-    """By method, if the method was chosen by them; None if the user chose it."""
-    distilled: bool = False
-    evaluations: Evaluations = field(default_factory=Evaluations)
-    """How often the held-out subjects were scored, this time included."""
-    notes: Sequence[str] = field(default_factory=list)
-    """Notes on the method."""
-
-    @property
-    def held_out(self) -> HeldOutScores:
-        """The ensemble's held-out scores: per subject where each subject has one target, else per window."""
-        level = _level(self.table)
-        row = dict(zip(self.table.columns, self.table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
-        value, low, high = (row[level + name] for name in ("held_out", "low", "high"))
-        baseline = float(self.table[level + "held_out"].iloc[-1])
-        return HeldOutScores(value, low, high, int(row["subjects"]), int(row["units"]), baseline)
-
-
-class HeldOutScores(NamedTuple):
-    """Held-out scores of an ensemble."""
-
-    value: float
-    low: float
-    high: float
-    subjects: int
-    units: int
-    """Groups of these subjects; as many as subjects where they share none."""
-    baseline: float
-    """Score of the predictor without EEG."""
-
-
-def _level(table: pd.DataFrame) -> str:
-    return "subject_" if "subject_held_out" in table else ""
-
-
 def held_out_evidence(table: pd.DataFrame, metric: str) -> Evidence:
     """Classify the ensemble's held-out difference to the predictor without EEG by its 95 % interval."""
-    level, row = _level(table), table.loc[ENSEMBLE].to_dict()
-    if np.isnan(row[level + "held_out"]) or np.isnan(row[level + "low"]):
+    row = table.loc[ENSEMBLE].to_dict()
+    if np.isnan(row["held_out"]) or np.isnan(row["low"]):
         return "undefined"
     if row["smallest_chance"] > MAX_CHANCE:
         return "too few"
-    side = side_of(metric, row[level + "difference_low"], row[level + "difference_high"])
+    side = side_of(metric, row["difference_low"], row["difference_high"])
     return "better" if side > 0 else "worse" if side < 0 else "none"
-
-
-def side_of(metric: str, low: float, high: float) -> int:
-    """Return 1 if the whole interval of a difference is on the better side, -1 if on the worse side, else 0."""
-    gains = sorted((-get_metric(metric).sign * low, -get_metric(metric).sign * high))
-    return int(gains[0] > 0) - int(gains[1] < 0)
 
 
 # Sentences
 
 
 def write_verdict(outcome: Outcome) -> tuple[str, list[str]]:
-    """Write two or three sentences on an ensemble, and notes on how to read its table.
+    """Write a few sentences on an ensemble, and notes on how to read its table.
 
-    The first sentence compares the ensemble with the predictor without EEG, on held-out subjects. The second compares
-    it with the best single trial, the third says whether combining was worth it. "Better" means that the 95 % interval
-    of the paired difference is wholly on the better side, and that a sign-flip test over subjects agrees. Where
-    subjects share groups, both are over groups.
+    One sentence compares the ensemble with the predictor without EEG, on held-out subjects. Another compares what is
+    shipped with the best classical baseline: it is the first, unless the baseline is worse. Then the ensemble is
+    compared with the best single trial, and the last sentence says whether combining was worth it. "Better" means that
+    the 95 % interval of the paired difference is wholly on the better side, and that a sign-flip test over subjects
+    agrees. Where subjects share groups, both are over groups.
     """
     sentences = [_held_out_sentence(outcome)]
+    if (baseline := compare_with_baseline(outcome)) is not None:
+        sentences.insert(1 if baseline.side > 0 else 0, baseline.sentence)
     if outcome.alone is not None:
         sentences.append(_alone_sentence(outcome, outcome.alone))
     elif outcome.candidates > 1 and outcome.method != "best":
@@ -143,7 +86,7 @@ def _conclusion(outcome: Outcome, target: str) -> str:
         return f"beside {baseline}: {few} are too few to say whether it generalizes to new people"
     if evidence == "worse":
         return f"worse than {baseline}: its predictions of {target} do not generalize to new people"
-    return f"not distinguishable from {baseline}: there is no evidence that it predicts {target}"
+    return f"no detectable difference from {baseline}: there is no evidence that it predicts {target}"
 
 
 class _ToBest(NamedTuple):
@@ -163,18 +106,17 @@ def _nested_to_best(outcome: Outcome) -> _ToBest | None:
 
 def _held_out_to_best(outcome: Outcome) -> _ToBest | None:
     """Return the held-out difference, unless the subjects are too few to compare on."""
-    to_best, level = outcome.to_best, _level(outcome.table)
-    enough = int(outcome.table.loc[ENSEMBLE].to_dict()["units"]) >= MIN_SUBJECTS
+    to_best, enough = outcome.to_best, outcome.held_out.units >= MIN_SUBJECTS
     if to_best is None or not enough or np.isnan(to_best.low):
         return None
-    scores = outcome.table[level + "held_out"].to_dict()
+    scores = outcome.table["held_out"].to_dict()
     value = scores[ENSEMBLE] - scores[BEST]
     side = side_of(outcome.metric, to_best.low, to_best.high)
     return _ToBest(side, f"{value:+.3f}, {to_best.low:+.3f} to {to_best.high:+.3f}")
 
 
-_RELATION = {1: "better", 0: "not distinguishable", -1: "worse"}
-_RELATION_TO = {1: "better than", 0: "not distinguishable from", -1: "worse than"}
+_RELATION = {1: "it is better", 0: "there is no detectable difference", -1: "it is worse"}
+_RELATION_TO = {1: "it is better than", 0: "there is no detectable difference from", -1: "it is worse than"}
 
 
 def _comparison_sentence(outcome: Outcome) -> str:
@@ -185,10 +127,10 @@ def _comparison_sentence(outcome: Outcome) -> str:
     if nested is None or held_out is None:
         where, found = ("On these subjects", held_out) if held_out else ("In nested cross-validation", nested)
         assert found is not None
-        return f"{where} it is {_RELATION_TO[found.side]} the best single trial (difference {found.text})."
+        return f"{where} {_RELATION_TO[found.side]} the best single trial (difference {found.text})."
     return (
-        f"In nested cross-validation it is {_RELATION_TO[nested.side]} the best single trial (difference "
-        f"{nested.text}); on the held-out subjects it is {_RELATION[held_out.side]} (difference {held_out.text})."
+        f"In nested cross-validation {_RELATION_TO[nested.side]} the best single trial (difference "
+        f"{nested.text}); on the held-out subjects {_RELATION[held_out.side]} (difference {held_out.text})."
     )
 
 
@@ -208,7 +150,10 @@ def _worth_sentence(outcome: Outcome) -> str:
         return "Combining was worth it."
     if nested > 0:
         return "Combining was worth it, though the held-out subjects alone do not show it."
-    return "Whether combining was worth it is open; the best single trial may do as well, and is simpler to ship."
+    return (
+        "Combining shows no detectable difference (95 % CI includes 0); the best single trial may do as well, and is "
+        "simpler to ship."
+    )
 
 
 def _alone_sentence(outcome: Outcome, member: str) -> str:
@@ -231,7 +176,7 @@ def _alone_sentence(outcome: Outcome, member: str) -> str:
 
 
 def _distilled_sentence(outcome: Outcome) -> str:
-    scores = outcome.table[_level(outcome.table) + "held_out"].to_dict()
+    scores = outcome.table["held_out"].to_dict()
     return (
         f"One distilled network is shipped: its held-out {metric_label(outcome.metric)} is {scores[DISTILLED]:.3f}, "
         f"the ensemble's {scores[ENSEMBLE]:.3f}."
@@ -265,11 +210,12 @@ def _notes(outcome: Outcome) -> list[str]:
             f"The {n} held-out subjects are {units} groups (prepare --groups). Intervals and tests resample groups, "
             "because subjects of one group are not independent."
         )
-    if _level(outcome.table):
+    if is_by_subject(outcome.table):
         notes.append(
             f"The target belongs to the subject: {n} held-out subjects are {n} data points, however many windows they "
-            "have. Their held-out score is of one mean prediction per subject."
+            "have. All scores are of one mean prediction per subject."
         )
+    notes += gap_note(outcome)
     if outcome.distilled:
         notes.append("The distilled network was trained on all search subjects, so it has no out-of-fold score.")
     return [*notes, *outcome.notes]

@@ -50,7 +50,7 @@ class BundleInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-bundle/6"] = "raypipe-bundle/6"
+    format: Literal["raypipe-bundle/8"] = "raypipe-bundle/8"
     created: float
     """Unix time."""
     run: str

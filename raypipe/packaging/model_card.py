@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 from raypipe.ensembles.labels import class_frequency_note, describe_target, metric_label, resampled
+from raypipe.ensembles.scores import WINDOW
 from raypipe.packaging.bundle_info import BundleInfo, Recipe
 
 
@@ -27,33 +28,51 @@ def _section(title: str, *lines: str) -> list[str]:
 
 
 def _scores(info: BundleInfo) -> list[str]:
-    rows = [
-        f"| {name} | {_number(row['oof'])} | {_number(row['held_out'])} | {_number(row['low'])} to "
-        f"{_number(row['high'])} |"
-        for name, row in info.table.items()
-    ]
     without_eeg = list(info.table.values())[-1]["oof"]
     notes = [*info.notes, *class_frequency_note(info.metric, math.nan if without_eeg is None else without_eeg)]
+    label, by_subject = metric_label(info.metric), f"{WINDOW}held_out" in next(iter(info.table.values()))
+    level = "one mean prediction per subject" if by_subject else "windows"
     return _section(
         "Scores",
-        f"Metric: {metric_label(info.metric)}. Out-of-fold scores are optimistic, because trials and epochs were "
-        f"chosen by them. Nothing was fitted or chosen on the held-out subjects; they were scored "
-        f"{info.held_out_evaluations} time{'' if info.held_out_evaluations == 1 else 's'}.",
+        f"{label} of {level}. Nested: on search subjects who had no part in the choice of epoch, trials, method and "
+        f"weights. Held out: nothing was fitted or chosen on these subjects; they were scored "
+        f"{info.held_out_evaluations} time{'' if info.held_out_evaluations == 1 else 's'}. Intervals: 95 %, over "
+        f"{_resampled(info)}; differences are paired.",
         "",
-        f"| predictor | out of fold | held out | 95 % interval over {_resampled(info)} |",
-        "|---|---|---|---|",
-        *rows,
+        f"| predictor | nested {label} | held-out {label} | nested difference from what is shipped "
+        "| held-out difference from what is shipped |",
+        "|---|---|---|---|---|",
+        *(_score_row(name, row) for name, row in info.table.items()),
+        *(_window_scores(info, label) if by_subject else []),
         *(f"\n{note}" for note in notes),
     )
+
+
+def _score_row(name: str, row: dict[str, float | None]) -> str:
+    cells = (("nested", "nested_"), ("held_out", ""))
+    scores = [_interval(row[score], row[f"{ends}low"], row[f"{ends}high"]) for score, ends in cells]
+    differences = [
+        _interval(row[to], row[f"{to}_low"], row[f"{to}_high"], sign="+") for to in ("nested_to_shipped", "to_shipped")
+    ]
+    return f"| {' | '.join([name, *scores, *differences])} |"
+
+
+def _interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:{sign}.3f}" + ("" if low is None or high is None else f" ({low:{sign}.3f} to {high:{sign}.3f})")
+
+
+def _window_scores(info: BundleInfo, label: str) -> list[str]:
+    """Return a sentence on the scores of windows, which no row has beside those of subjects."""
+    row = next(iter(info.table.values()))
+    value, low, high = (row[f"{WINDOW}{name}"] for name in ("held_out", "low", "high"))
+    return [f"\nWindow level, each window by itself: held-out {label} {_interval(value, low, high)}."]
 
 
 def _resampled(info: BundleInfo) -> str:
     first = next(iter(info.table.values()))
     return resampled(int(first["subjects"] or 0), int(first["units"] or 0))
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _use(info: BundleInfo) -> list[str]:

@@ -69,12 +69,8 @@ class CrossValidation:
             This one.
         """
         from raypipe.ensembles.outer import fit_parts
-        from raypipe.reporting.baselines import read_baselines, write_baselines
 
-        fitted = fit_parts(self.store, top=top, method=method, **options)
-        for run in self.store.runs:
-            if run.where in fitted or not read_baselines(run):  # a driver was killed between the two
-                write_baselines(run)
+        fit_parts(self.store, top=top, method=method, **options)
         return self
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,9 @@ import pandas as pd
 from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.text import format_value
-from raypipe.ensembles.fitted import read_ensemble_record
+from raypipe.ensembles.fitted import Ensemble, read_ensemble_record
 from raypipe.ensembles.labels import describe_target, metric_label, resampled, target_unit
 from raypipe.ensembles.outer import OuterScores, read_scores, write_verdict
-from raypipe.reporting.baselines import read_baselines
 from raypipe.reporting.page import (
     FigureBlock,
     Panel,
@@ -147,12 +145,17 @@ def _part_table(by_part: pd.DataFrame, metric: str) -> Table:
     return Table(head, rows, {0, 2})
 
 
+def _usable_baselines(run: RunStore) -> dict[str, float]:
+    """Return the held-out score of each classical baseline of a part, and of the predictor without EEG."""
+    ensemble = Ensemble.load(run)
+    names = [one.name for one in ensemble.baselines if one.usable]
+    scores = {str(name): float(value) for name, value in ensemble.table["held_out"].items()}
+    return {name: scores[name] for name in [*names, str(ensemble.table.index[-1])]}
+
+
 def _baseline_table(outer: OuterRun, scores: OuterScores) -> Table | None:
     """Return the held-out scores of linear models in each part, beside those of the ensembles."""
-    by_part = {
-        number: {row.name: math.nan if row.score is None else row.score for row in read_baselines(run) if row.usable}
-        for number, run in enumerate(outer.runs, start=1)
-    }
+    by_part = {number: _usable_baselines(run) for number, run in enumerate(outer.runs, start=1)}
     if not all(by_part.values()):
         return None
     table = pd.DataFrame(by_part)

@@ -73,6 +73,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     text_columns: Collection[int] = (0,)
     """Columns of text; the others hold numbers and are aligned to the right."""
+    as_cards: bool = False
+    """Narrow screens show each row as a block, with the titles of its columns."""
 
 
 def draw_figure(panels: Sequence[Panel | tuple[Callable[[], Figure], str]], caption: str) -> FigureBlock:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.metrics import get_metric
+from raypipe.ensembles.outcome import MIN_SUBJECTS
 from raypipe.ensembles.scores import EvaluationSet, difference_interval
-from raypipe.ensembles.verdict import MIN_SUBJECTS
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PairedDifference:
         if np.isnan(self.low):
             return "no interval: too few subjects in both"
         if low <= 0 <= high:
-            return "no evidence of a difference"
+            return "no detectable difference (95 % CI includes 0)"
         word = "better" if low > 0 else "worse"
         if self.units >= MIN_SUBJECTS:
             return word

@@ -24,7 +24,7 @@ from raypipe.reporting.sections.outcomes import halving_section, outcomes_sectio
 from raypipe.reporting.sections.people import people_section
 from raypipe.reporting.sections.provenance import provenance_section
 from raypipe.reporting.sections.reliability import reliability_section
-from raypipe.reporting.sections.result import baselines_section, result_section
+from raypipe.reporting.sections.result import result_section
 from raypipe.reporting.sections.search import search_section
 from raypipe.reporting.sections.stores import stores_section
 from raypipe.reporting.sections.time_use import time_section
@@ -71,7 +71,7 @@ def render_report(run: RunStore) -> str:
         result_section(run, ensemble),
         search_section(run, results, spans),
         stores_section(run, results, ensemble),
-        *([held_out_section(run, ensemble), baselines_section(run, ensemble)] if ensemble else []),
+        *([held_out_section(run, ensemble)] if ensemble else []),
         *([reliability_section(ensemble), ensemble_section(ensemble)] if ensemble else []),
         people_section(run),
         filters_section(run, ensemble),

@@ -95,7 +95,7 @@ class Run:
         return text.getvalue()
 
     def ensemble(self, **options: Any) -> Ensemble:
-        """Fit an ensemble with `raypipe.fit_ensemble`, save it in the run, and score the baselines of the report.
+        """Fit an ensemble with `raypipe.fit_ensemble`, and save it in the run.
 
         Parameters
         ----------
@@ -103,11 +103,9 @@ class Run:
             Options of `raypipe.fit_ensemble`, which also describes the result and the errors.
         """
         from raypipe.ensembles.fit import fit_ensemble
-        from raypipe.reporting.baselines import write_baselines
 
         fitted = fit_ensemble(self.store, **options)
         fitted.save()
-        write_baselines(self.store)
         return fitted
 
     def chance(self, *, permutations: int = 1000, seed: int = 0) -> ChanceTest:

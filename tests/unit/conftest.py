@@ -11,9 +11,9 @@ import torch
 
 from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles import baselines
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.reporting.baselines import write_baselines
 from raypipe.simulation.contrast_change import simulate
 from raypipe.storage.records import epoch_file, trial_file
 from raypipe.storage.run_store import RunStore
@@ -61,6 +61,18 @@ def finish(
     run.add_trial(3, tiny(optim__lr=1.0))
     finish_trial(run, windows, 3, "failed", "epoch 1: the loss is <not> a number", "non-finite")
     return Finished(run, windows, bids)
+
+
+@pytest.fixture(autouse=True)
+def one_baseline(request, monkeypatch) -> None:
+    """Fit one classical baseline with an ensemble: all of them would take most of the time of tests."""
+    if "all_baselines" not in request.fixturenames:
+        monkeypatch.setattr(baselines, "PREDICTORS", {"band power": baselines.PREDICTORS["band power"]})
+
+
+@pytest.fixture
+def all_baselines() -> None:
+    """Fit all classical baselines with an ensemble."""
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +134,6 @@ def full_run(tmp_path_factory) -> Finished:
         change = {"number": number, "state": state, "score": score, "epochs": 1 if number > 13 else 2, "files": {}}
         run.write_result(like.model_copy(update=change))
     made.ensemble(top=3).save()
-    write_baselines(run)
     return made
 
 

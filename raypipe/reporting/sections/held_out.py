@@ -62,7 +62,7 @@ def primary_level(ensemble: Ensemble) -> Shown:
     """Return the held-out predictions at the level of the primary score."""
     held = ensemble.held_out
     rows, predictions = held.evaluation_set, held.predictions
-    of_people = "subject_held_out" in ensemble.table
+    of_people = ensemble.by_subject
     if of_people:
         predictions, rows = rows.mean_per_subject(predictions), rows.per_subject()
     return Shown(rows.targets, predictions, rows.units, of_people)

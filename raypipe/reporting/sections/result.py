@@ -1,4 +1,4 @@
-"""Section "Result": the verdict and its scores; section "Baselines"."""
+"""Section "Result": the verdict, and scores at the primary level beside those of classical baselines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from raypipe.ensembles.candidates import best_trials
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import class_frequency_note, metric_label, resampled
-from raypipe.ensembles.scores import ENSEMBLE
+from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, WINDOW
 from raypipe.ensembles.verdict import held_out_evidence
-from raypipe.reporting.baselines import read_baselines
 from raypipe.reporting.page import Table, format_interval, format_score, render_template, use_minus_signs
 from raypipe.storage.run_store import RunStore
 
+NO_BREAK = "\u00a0"
 _TONES = {"better": "positive", "worse": "negative"}
 """Colour of the verdict by `verdict.held_out_evidence`; all others are neutral."""
 
@@ -32,21 +32,22 @@ def _unfitted_section(run: RunStore) -> Markup:
 
 
 def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
-    by_subject = "subject_held_out" in ensemble.table
     last_oof = float(ensemble.table["oof"].iloc[-1])
     return render_template(
         "result",
         tone=_TONES.get(held_out_evidence(ensemble.table, run.info.metric), "neutral"),
         verdict=use_minus_signs(ensemble.verdict),
         outdated=_outdated(run, ensemble),
-        subject_scores=_score_table(ensemble, "subject_") if by_subject else None,
-        window_scores=_score_table(ensemble, ""),
+        answer=_answer_table(ensemble),
+        by_subject=ensemble.by_subject,
+        window_scores=_window_table(ensemble) if ensemble.by_subject else None,
         metric=metric_label(run.info.metric),
         better="lower" if get_metric(run.info.metric).sign > 0 else "higher",
         subjects=int(ensemble.table["subjects"].iloc[0]),
         windows=int(ensemble.table["windows"].iloc[0]),
         resampled=resampled(*map(int, ensemble.table[["subjects", "units"]].iloc[0])),
         scored=run.scored,
+        baselines=bool(ensemble.baselines),
         notes=[*ensemble.notes, *class_frequency_note(run.info.metric, last_oof)],
     )
 
@@ -57,37 +58,49 @@ def _outdated(run: RunStore, ensemble: Ensemble) -> bool:
     return trials != [f"trial {result.number}" for result in best_trials(run, run.results(), ensemble.top)]
 
 
-def _score_table(ensemble: Ensemble, level: str) -> Table:
-    """Return scores of all predictors, by window (`level` is empty) or by subject (``subject_``)."""
+def _answer_table(ensemble: Ensemble) -> Table:
+    """Return nested and held-out scores of all predictors at the primary level, and differences to what is shipped."""
+    metric = metric_label(ensemble.run.info.metric)
+    shipped = DISTILLED if ensemble.distilled else ENSEMBLE
+    notes = {one.name: " (no EEG; not given at inference)" for one in ensemble.baselines if not one.usable}
+    notes |= {ENSEMBLE: f" ({ensemble.method})", str(ensemble.table.index[-1]): " (no EEG)"}
+    rows = []
+    for name, row in ensemble.table.iterrows():
+        values = {str(column): float(value) for column, value in row.items()}
+        own = name == shipped
+        rows.append(
+            [
+                f"{name}{notes.get(str(name), '')}",
+                _with_interval(values, "nested", "nested_low", "nested_high"),
+                _with_interval(values, "held_out", "low", "high"),
+                "" if own else _signed(values, "nested_to_shipped"),
+                "" if own else _signed(values, "to_shipped"),
+            ]
+        )
+    to = f"difference from {'the distilled network' if ensemble.distilled else 'the ensemble'}"
+    head = ["predictor", f"nested {metric}", f"held-out {metric}", f"nested {to}", f"held-out {to}"]
+    return Table(head, rows, as_cards=True)
+
+
+def _with_interval(row: dict[str, float], value: str, low: str, high: str, *, sign: bool = False) -> str:
+    """Return a score, and its interval in a second line that no narrow screen breaks; empty where there is no score."""
+    if math.isnan(row[value]):
+        return "" if value.startswith("nested") else "undefined"
+    return f"{format_score(row[value], sign)}\n{format_interval(row[low], row[high], sign)}".replace(" ", NO_BREAK)
+
+
+def _signed(row: dict[str, float], name: str) -> str:
+    return _with_interval(row, name, f"{name}_low", f"{name}_high", sign=True)
+
+
+def _window_table(ensemble: Ensemble) -> Table:
+    """Return scores of windows, which stand below those of subjects."""
     metric = metric_label(ensemble.run.info.metric)
     rows = []
     for name, row in ensemble.table.iterrows():
-        value, low, high = (row[f"{level}difference{end}"] for end in ("", "_low", "_high"))
-        difference = f"{format_score(value, sign=True)} ({format_interval(low, high, sign=True)})"
-        rows.append(
-            [
-                f"{name} ({ensemble.method})" if name == ENSEMBLE else str(name),
-                format_score(row[f"{level}oof"]),
-                format_score(row[f"{level}held_out"]),
-                format_interval(row[f"{level}low"], row[f"{level}high"]),
-                "" if name == ensemble.table.index[-1] else difference,
-            ]
-        )
-    head = ["predictor", f"{metric} out of fold", f"{metric} held out", "95 % interval", "difference from chance"]
-    return Table(head, rows)
-
-
-def baselines_section(run: RunStore, ensemble: Ensemble) -> Markup:
-    """Render the section "Baselines"; empty where none were scored."""
-    baselines = read_baselines(run)
-    if not baselines:
-        return Markup()
-    level = "subject_" if run.info.level == "person" and "subject_held_out" in ensemble.table else ""
-    own = (float(ensemble.table[f"{level}{column}"][ENSEMBLE]) for column in ("oof", "held_out"))
-    rows = [["for comparison: the ensemble", *map(format_score, own)]]
-    for row in baselines:
-        name = row.name + ("" if row.usable else " (not usable at inference: a scorer gives no age)")
-        rows.append([name, *(format_score(math.nan if value is None else value) for value in (row.oof, row.score))])
-    metric = metric_label(run.info.metric)
-    table = Table(["baseline", f"{metric} out of fold", f"{metric} held out"], rows)
-    return render_template("baselines", table=table, scored=run.scored)
+        values = {str(column).removeprefix(WINDOW): float(row[column]) for column in row.index if WINDOW in str(column)}
+        difference = "" if name == ensemble.table.index[-1] else _signed(values, "difference")
+        score = _with_interval(values, "held_out", "low", "high")
+        rows.append([str(name), format_score(values["oof"]), score, difference])
+    head = ["predictor", f"{metric} out of fold", f"{metric} held out", "held-out difference from chance"]
+    return Table(head, rows, as_cards=True)

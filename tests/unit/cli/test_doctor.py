@@ -19,7 +19,6 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import EVALUATION_LOG
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.bundle import export_bundle
-from raypipe.reporting.baselines import BASELINES_FILE, BaselinesRecord
 from raypipe.search.pretrain import pretrain
 from raypipe.search.study import StudyQueue
 from raypipe.storage.files import open_folder, write_record
@@ -140,9 +139,8 @@ def test_every_record_of_an_ensemble_is_read(values, tmp_path):
     run = RunStore.open(shutil.copytree(values.run.local, tmp_path / "run"))
     write_options(run.folder, OPTIONS, run.run_id)
     fit_ensemble(run, windows=values.windows, method="equal").save()
-    write_record(run.folder, BASELINES_FILE, BaselinesRecord(run=run.run_id, baselines=[]))
     assert broken(run.where) == []
-    for name in (EVALUATION_LOG, BASELINES_FILE, "ensemble/table.csv"):
+    for name in (EVALUATION_LOG, "ensemble/table.csv"):
         whole = run.folder.read(name)
         run.folder.write(name, whole.replace(b"0", b"1", 1) if b"0" in whole else whole.replace(b"e", b"f", 1))
         (line,) = broken(run.where)

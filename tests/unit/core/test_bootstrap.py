@@ -123,3 +123,10 @@ def test_wrong_subjects_are_refused() -> None:
         bootstrap_subjects("nrmse", y, pred, ["a"] * len(y))
     with pytest.raises(ValueError, match="each of 60"):
         bootstrap_subjects("nrmse", y, pred, subjects[:-1])
+
+
+def test_differences_are_within_the_range_of_the_metric() -> None:
+    y, subjects = np.array([0, 1, 0, 1]), np.arange(4).astype(str)
+    a, b = (np.stack([1 - np.array(p), p], 1) for p in ([0.1, 0.4, 0.6, 0.9], [0.9, 0.6, 0.4, 0.1]))
+    found = bootstrap_difference("auc", y, a, b, subjects)
+    assert -1.0 <= found.low <= found.high <= 1.0

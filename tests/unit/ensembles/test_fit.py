@@ -54,7 +54,9 @@ def test_scores_are_those_of_the_weighted_means(values):
     np.testing.assert_allclose(held.predictions, weighted_mean(held.trials, ensemble.weights), rtol=1e-6)
     assert table.loc["ensemble", "held_out"] == pytest.approx(score("nrmse", held.targets, held.predictions))
     assert table.loc["training mean", "held_out"] >= 1.0
-    assert list(table.index) == ["ensemble", "equal weights", "best single trial", "training mean"]
+    assert list(table.index) == [
+        *("ensemble", "equal weights", "best single trial", "ridge on band power", "training mean")
+    ]
     assert (table.low <= table.held_out).all() and (table.held_out <= table.high).all()
 
 
@@ -199,9 +201,9 @@ def test_folds_that_are_repeated_give_members_more_networks_and_scores_more_rows
         y, p = members.targets[of][first], mean_per_person(members.subjects[of], equal[of])
         scores.append((score("auc", y, p), (y == 0).sum() * (y == 1).sum()))
     expected = np.average([value for value, _ in scores], weights=[pairs for _, pairs in scores])
-    assert ensemble.table.at["ensemble", "subject_oof"] == pytest.approx(expected)
+    assert ensemble.table.at["ensemble", "oof"] == pytest.approx(expected)
     assert np.isfinite(ensemble.table.loc["ensemble", ["nested", "nested_low", "nested_high", "held_out"]]).all()
-    assert ensemble.table.at["class frequencies", "subject_oof"] == 0.5
+    assert ensemble.table.at["prior baseline", "oof"] == 0.5
     module = build_module(*read_members(run, windows, ensemble.members, ensemble.weights.tolist()))
     assert len(module.members) == 2 * 6  # trials by folds of both repeats
 
@@ -223,7 +225,7 @@ def test_a_student_of_repeated_folds_learns_each_window_once(repeated, monkeypat
 def test_all_methods_and_soups_take_repeated_folds(repeated, tmp_path):
     run = RunStore.open(shutil.copytree(repeated.run.local, tmp_path / "run"))
     fitted = fit_ensemble(run, windows=repeated.windows, method="all", distilled=True)
-    assert np.isfinite(fitted.table["subject_held_out"]).all()
+    assert np.isfinite(fitted.table["held_out"]).all()
     fitted.save()
     html = render_report(run)
     assert "2 repeats" in html and "could not be drawn" not in html

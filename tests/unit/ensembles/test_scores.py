@@ -16,7 +16,7 @@ from tests.support.score_tables import hand_made, table_of
 
 def test_targets_of_subjects_are_scored_by_subject():
     table = table_of(1.0, 8)
-    assert table.loc["ensemble", "subject_held_out"] < table.loc["ensemble", "held_out"] < 0.5
+    assert table.loc["ensemble", "held_out"] < table.loc["ensemble", "window_held_out"] < 0.5
 
 
 def test_subjects_with_one_target_each_are_recognized():

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from raypipe.core.bootstrap import Interval
+from raypipe.ensembles.comparisons import gap_note
 from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.fit import fit_ensemble
-from raypipe.ensembles.verdict import Outcome, held_out_evidence, soup_notes, write_verdict
+from raypipe.ensembles.outcome import Outcome
+from raypipe.ensembles.verdict import held_out_evidence, soup_notes, write_verdict
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.model_card import model_card
+from raypipe.reporting.report import render_report
 from raypipe.storage.records import Member
 from tests.support.score_tables import table_of
+from tests.support.toys import ToyWindows, write_store
+from tests.unit.conftest import finish
 
 SCORES = {"best": 0.195, "ridge": 0.191, "equal": 0.24, "auto": 0.198}
 
@@ -34,14 +42,14 @@ def test_the_verdict_of_a_signal_that_is_there(classes):
     assert ensemble.table.loc["ensemble", "low"] > 0.5
     assert f"On {n} held-out subjects, " in ensemble.verdict
     assert "better than chance (0.5): it generalizes to new people" in ensemble.verdict
-    assert ensemble.table.loc["class frequencies", "held_out"] == 0.5
-    assert 2 <= len(sentences(ensemble.verdict)) <= 3
+    assert ensemble.table.loc["prior baseline", "held_out"] == 0.5
+    assert 3 <= len(sentences(ensemble.verdict)) <= 4
 
 
 def test_targets_of_subjects_are_data_points_by_subject():
     table = table_of(1.0, 8)
     verdict, notes = of_table(table, "participants:age:regression@rest")
-    value, chance = table.loc["ensemble", "subject_held_out"], table["subject_held_out"].iloc[-1]
+    value, chance = table.loc["ensemble", "held_out"], table["held_out"].iloc[-1]
     assert (
         f"NRMSE of {value:.3f} (95 % interval" in verdict and f"the training mean without EEG ({chance:.3f})" in verdict
     )
@@ -101,16 +109,36 @@ def compared(nested, held_out, scores=SCORES, subjects=8, metric="nrmse") -> lis
 @pytest.mark.parametrize(
     ("nested", "held_out", "comparison", "worth"),
     [
-        ((-0.2, 0.1), (0.01, 0.02), "not distinguishable from .* held-out subjects it is worse", "was not worth it"),
-        ((-0.2, 0.1), (-0.02, -0.01), "not distinguishable from .* held-out subjects it is better", "was worth it."),
+        (
+            (-0.2, 0.1),
+            (0.01, 0.02),
+            "no detectable difference from .* held-out subjects it is worse",
+            "was not worth it",
+        ),
+        (
+            (-0.2, 0.1),
+            (-0.02, -0.01),
+            "no detectable difference from .* held-out subjects it is better",
+            "was worth it.",
+        ),
         (
             (-0.2, -0.1),
             (-0.1, 0.1),
-            "better than .* held-out subjects it is not distinguishable",
+            "better than .* held-out subjects there is no detectable difference",
             "alone do not show it",
         ),
-        ((0.1, 0.2), (-0.1, 0.1), "worse than .* held-out subjects it is not distinguishable", "was not worth it"),
-        ((-0.1, 0.1), (-0.1, 0.1), "not distinguishable from .* it is not distinguishable", "is open; the best single"),
+        (
+            (0.1, 0.2),
+            (-0.1, 0.1),
+            "worse than .* held-out subjects there is no detectable difference",
+            "was not worth it",
+        ),
+        (
+            (-0.1, 0.1),
+            (-0.1, 0.1),
+            "no detectable difference from .* there is no detectable difference",
+            "shows no detectable difference",
+        ),
     ],
 )
 def test_every_verdict_compares_with_the_best_trial_and_ends_with_a_plain_sentence(nested, held_out, comparison, worth):
@@ -133,7 +161,7 @@ def test_the_direction_of_the_metric_is_respected():
 
 def test_few_held_out_subjects_decide_nothing():
     _, second, last = compared((-0.1, 0.1), (0.01, 0.02), subjects=4)
-    assert "held-out" not in second and "is open" in last
+    assert "held-out" not in second and "no detectable difference (95 % CI includes 0)" in last
 
 
 # What is shipped
@@ -161,7 +189,7 @@ def test_a_trial_that_is_shipped_alone_is_explained():
 def test_a_trial_that_is_shipped_alone_is_not_compared_with_itself(values):
     by_itself = fit_ensemble(values.run, method="best", windows=values.windows)
     assert f"Only trial {by_itself.trials[0]} is shipped" in by_itself.verdict
-    assert f"trial {by_itself.trials[0]} reaches" in by_itself.verdict and "distinguishable" not in by_itself.verdict
+    assert f"trial {by_itself.trials[0]} reaches" in by_itself.verdict and "best single trial" not in by_itself.verdict
     both = fit_ensemble(values.run, method="equal", windows=values.windows)
     assert "the ensemble reaches" in both.verdict and "Combining was" in both.verdict
 
@@ -183,3 +211,105 @@ def test_groups_of_subjects_are_what_is_counted():
     assert any("The 8 held-out subjects are 4 groups (prepare --groups). Intervals and tests" in note for note in notes)
     assert "it generalizes to new people" in of_table(table_of(1.0, 16, groups=8))[0]
     assert not any("groups" in note for note in of_table(table_of(1.0, 8))[1])
+
+
+# Beside the best classical baseline
+
+
+def beside(nested, held_out, metric="auc", **changes) -> tuple[str, list[str]]:
+    """Return verdict and notes where the baseline differs from what is shipped by these intervals."""
+    row = {"held_out": 0.85, "low": 0.7, "high": 0.95, "difference_low": 0.1, "difference_high": 0.4}
+    row |= {"nested": 0.8, "nested_low": 0.75, "nested_high": 0.9, "subjects": 8, "units": 8, "smallest_chance": 0.004}
+    other = row | {"nested": 0.88, "held_out": 0.91}
+    for name, (low, high) in (("nested_to_shipped", nested), ("to_shipped", held_out)):
+        other |= {name: (low + high) / 2, f"{name}_low": low, f"{name}_high": high}
+    rows = {"ensemble": row, "best single trial": row, "distilled": row, "ridge on x": other, "training mean": row}
+    table = pd.DataFrame(rows).T
+    outcome = Outcome(table, metric, "events:a,b", "best", 1, baseline="ridge on x", **changes)
+    return write_verdict(outcome)
+
+
+def test_a_baseline_that_is_better_is_the_first_sentence_with_names_and_numbers():
+    first = sentences(beside((0.02, 0.14), (-0.05, 0.17))[0])[0]
+    assert first == (
+        "A classical baseline, ridge on x, is better than the ensemble: nested AUC 0.880 against 0.800 (difference "
+        "+0.080, 95 % CI +0.020 to +0.140); held-out AUC 0.910 against 0.850 (difference +0.060, 95 % CI -0.050 to "
+        "+0.170)."
+    )
+    assert sentences(beside((-0.05, 0.17), (0.02, 0.14), alone="trial 3")[0])[0].startswith(
+        "A classical baseline, ridge on x, is better than trial 3: "
+    )
+    assert sentences(beside((-0.2, -0.1), (0.02, 0.1), distilled=True)[0])[0].startswith(
+        "A classical baseline, ridge on x, is better than the distilled network: "
+    )
+
+
+def test_a_baseline_within_noise_is_the_first_sentence():
+    first = sentences(beside((-0.02, 0.14), (-0.05, 0.17))[0])[0]
+    assert first.startswith(
+        "No detectable difference between the ensemble and a classical baseline, ridge on x (95 % CI includes 0): "
+        "nested AUC 0.880 against 0.800"
+    )
+
+
+def test_a_baseline_that_is_worse_comes_second():
+    first, second, *_ = sentences(beside((-0.14, -0.02), (-0.17, 0.05))[0])
+    assert first.startswith("On 8 held-out subjects")
+    assert second.startswith("It is better than the best classical baseline, ridge on x: nested AUC 0.800 against")
+    assert "(difference +0.080, 95 % CI +0.020 to +0.140)" in second
+    assert sentences(beside((0.02, 0.14), (0.01, 0.2), metric="nrmse")[0])[1].startswith("It is better than the best")
+
+
+def test_a_baseline_is_compared_where_there_are_scores():
+    nan = (float("nan"), float("nan"))
+    assert "nested" not in sentences(beside(nan, (-0.05, 0.17))[0])[0]
+    assert "baseline" not in beside(nan, nan)[0]
+
+
+def test_the_report_of_a_network_that_a_baseline_beats_begins_with_it(tmp_path):
+    """Covariances hold the target; a network that is trained for one pass does not find it."""
+    rng = np.random.default_rng(0)
+    toy = ToyWindows(subjects=24, each=8, classes=True)
+    toy.x = rng.normal(size=toy.x.shape).astype(np.float32)
+    toy.x[toy.targets == 1, 0] *= 1.6
+    made = finish(tmp_path, write_store(tmp_path / "store", toy), target="events:off,on", epochs=1)
+    ensemble = made.ensemble(method="best")
+    assert ensemble.verdict.startswith("A classical baseline, logistic regression on band power, is better than trial")
+    ensemble.save()
+    page = render_report(made.run)
+    assert page.index("A classical baseline") < page.index("held-out subjects")
+    info = load_ensemble(export_bundle(made.run, ensemble, tmp_path / "bundle", windows=made.windows)).info
+    assert model_card(info).splitlines()[2].startswith("A classical baseline, logistic regression on band power")
+
+
+# Held-out scores beside nested ones
+
+
+def gap(held_out, nested=(0.766, 0.72, 0.81), metric="auc", chance=0.004) -> list[str]:
+    columns = ("nested", "nested_low", "nested_high", "held_out", "low", "high")
+    counts = {"subjects": 8.0, "units": 8.0, "smallest_chance": chance}
+    row = dict(zip(columns, (*nested, *held_out), strict=True)) | counts
+    table = pd.DataFrame({"ensemble": row, "training mean": row}).T
+    return gap_note(Outcome(table, metric, "events:a,b", "best", 1))
+
+
+def test_a_held_out_score_far_from_the_nested_one_is_explained_in_the_true_direction():
+    (above,) = gap((0.865, 0.74, 0.95))
+    assert above.startswith("The held-out score (0.865) is better than the nested one (0.766).")
+    assert "Which 8 subjects were held out can explain that: their interval is 0.740 to 0.950" in above
+    (below,) = gap((0.65, 0.55, 0.75))
+    assert "(0.650) is worse than the nested one (0.766)" in below
+    few = gap((1.0, 1.0, 1.0), chance=0.17)[0]
+    assert few.endswith("Which 8 subjects were held out can explain that: they are few.")
+    assert "is worse than" in gap((0.865, 0.74, 0.95), metric="nrmse")[0]
+
+
+def test_a_gap_that_few_subjects_do_not_explain_says_so():
+    assert "more than the intervals explain. The held-out subjects may be easier" in gap((0.95, 0.93, 0.97))[0]
+    assert "more than the intervals explain. The held-out subjects may differ" in gap((0.6, 0.57, 0.63))[0]
+
+
+def test_scores_that_agree_and_scores_without_intervals_have_no_note():
+    assert gap((0.78, 0.7, 0.85)) == []
+    nan = float("nan")
+    assert gap((0.9, nan, nan)) == gap((0.9, 0.8, 0.95), (nan, nan, nan)) == []

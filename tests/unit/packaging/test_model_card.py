@@ -12,7 +12,7 @@ def test_class_frequencies_below_chance_are_explained(classes, tmp_path, score, 
     info = load_ensemble(export_bundle(classes.run, ensemble, tmp_path / "bundle", windows=classes.windows)).info
     last = list(info.table)[-1]
     info = info.model_copy(update={"table": info.table | {last: info.table[last] | {"oof": score}}})
-    assert ("class frequencies score below 0.5" in model_card(info)) == explained
+    assert ("prior baseline scores below 0.5" in model_card(info)) == explained
 
 
 def test_predictions_of_people_are_named_with_their_interval(classes, repeated, tmp_path):

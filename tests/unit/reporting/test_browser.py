@@ -25,7 +25,6 @@ SECTIONS = [
     "Result",
     "Search",
     "Held-out subjects",
-    "Baselines",
     "Reliability",
     "Ensemble",
     "Filters",
@@ -188,7 +187,7 @@ def test_on_a_phone_plots_keep_a_readable_size(show):
 
 def test_on_a_phone_the_scores_are_seen_without_scrolling(show):
     page = show(400)
-    for title in ("Result", "Baselines", "Time"):
+    for title in ("Result", "Time"):
         tables = page.locator("section", has=page.get_by_role("heading", name=title, exact=True)).locator(".table")
         cut = tables.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
         assert cut and max(cut) <= 0, title

@@ -56,7 +56,7 @@ def test_a_run_against_itself_differs_by_nothing(store, tmp_path):
     found = compare_runs([run, run])
     ((only,),) = found.differences
     assert (only.predictor, only.difference, only.low, only.high, only.mismatched) == (BEST_TRIAL, 0.0, 0.0, 0.0, 0)
-    assert only.describe("nrmse") == "no evidence of a difference"
+    assert only.describe("nrmse") == "no detectable difference (95 % CI includes 0)"
     assert all(condition.same for condition in found.conditions[0]) and len(found.parameters) == 0
     assert [condition.text.split(":")[0] for condition in found.conditions[0]] == [
         "same data", "same fold map", "same search space",

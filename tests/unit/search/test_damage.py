@@ -18,13 +18,11 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.reporting.baselines import BASELINES_FILE, BaselinesRecord, read_baselines
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.reconcile import open_study
 from raypipe.search.run_setup import check_unchanged
 from raypipe.search.study import StudyQueue
 from raypipe.search.sweep import recorded_options, recount_usage
-from raypipe.storage.files import write_record
 from raypipe.storage.lease import DRIVER_FILE, Lease
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
@@ -111,9 +109,9 @@ def numbers_of(run):
         found[number] = (run.config(number), result.state, result.score, history, oof, weights)
     ends = [(t.number, t.state, t.values, t.params, t.intermediate_values, t.system_attrs) for t in study]
     ensemble = Ensemble.load(run)
-    looks = [evaluation.method for evaluation in read_evaluations(run)], read_baselines(run)
+    looks = [evaluation.method for evaluation in read_evaluations(run)]
     shipped = ensemble.members, ensemble.weights, ensemble.held_out.predictions, ensemble.table_record()
-    if not looks[0]:
+    if not looks:
         raise UserError("the log of scorings is lost")
     run.compute(ComputePlan, "0")  # if it is lost, it is measured again
     return found, ends, looks, shipped
@@ -154,7 +152,6 @@ def left(tmp_path_factory, windows):
     queue.observe(number)
     states = [result.state for result in run.results()]
     assert "pruned" in states and "complete" in states
-    write_record(run.folder, BASELINES_FILE, BaselinesRecord(run=run.run_id, baselines=[]))
     choice = ComputePlan(key="0", stem="direct", stacked=False, what="toy", seconds={})
     run.write_compute("0", choice)
     with Lease(run.folder, run=run.run_id):

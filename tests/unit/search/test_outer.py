@@ -16,7 +16,6 @@ from raypipe.core.options import MAX_SEED
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.outer import write_verdict
-from raypipe.reporting.baselines import read_baselines
 from raypipe.reporting.compare_outer import compare_outer
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.records import read_options
@@ -77,13 +76,6 @@ def test_a_part_is_fitted_again_only_after_new_trials_or_in_another_way(copied):
     assert [len(read_evaluations(run.store)) for run in cv.parts] == [2, 2, 2]
     cv.ensemble(method="best", max_members=2)
     assert [len(read_evaluations(run.store)) for run in cv.parts] == [3, 3, 3], "limits are not ignored"
-
-
-def test_baselines_that_a_kill_has_left_out_are_scored(copied):
-    (copied.folder.path / "part-2/ensemble/baselines.json").unlink()
-    cv = CrossValidation(copied.where).ensemble(method="equal")
-    assert all(read_baselines(run.store) for run in cv.parts)
-    assert [len(read_evaluations(run.store)) for run in cv.parts] == [1, 1, 1]
 
 
 def test_status_verdict_and_report(made, tmp_path):

@@ -29,7 +29,7 @@ def held_out_of(ensemble, n_people, each=5, *, classes=2, of_people=True):
         trials=predictions[None],
         constant=np.full(classes, 1 / classes),
     )
-    table = ensemble.table.assign(**({"subject_held_out": 0.5} if of_people else {}))
+    table = ensemble.table.assign(**({"window_held_out": 0.5} if of_people else {}))
     table = table if of_people else table.drop(columns=[c for c in table if c.startswith("subject_")])
     info = ensemble.run.info.model_copy(update={"classes": [f"class{k}" for k in range(classes)]})
     run = RunStore(ensemble.run.folder, info, ensemble.run.folds, ensemble.run.space)
