@@ -69,7 +69,7 @@ def shows(page, text, place="#driver"):
 
 
 def test_the_page_goes_on_while_a_driver_is_killed_and_acts_on_the_next(watch, alone, command, tmp_path):
-    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 2, 3)
+    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 2, 3, 4)
     alone.hooks.set(gate.hooks)
     words = command(4, workers=1)
     driver = alone.drive(*words)
@@ -108,11 +108,12 @@ def test_the_page_goes_on_while_a_driver_is_killed_and_acts_on_the_next(watch, a
     following.wait_until(lambda: len(beats.add(read_lease(open_folder(run)).beat) or beats) > 2, "a look at requests")
     gate.open(2)
     shows(wide, "stop trial 0: trial 0 ended: stopped (stopped by request)", "#requests")
-    following.wait_until(lambda: epochs_of(run, 1) >= 1, "an epoch of the enqueued trial")
+    gate.open(3)  # in which the worker is, an epoch ahead
+    following.wait_until(lambda: epochs_of(run, 1) == 3, "an epoch of the enqueued trial")
     wide.on("dialog", lambda dialog: dialog.accept())
     wide.locator("#end").click()
     shows(wide, "end the sweep: the sweep ends", "#requests")
-    gate.open(3)
+    gate.open(4)
     following.finish_interrupted()
     for page in pages:
         shows(page, "stopped; continue with: raypipe resume")
