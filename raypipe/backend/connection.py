@@ -19,6 +19,7 @@ from raypipe.backend.ray_compat import (
     MAX_FOLDER_LENGTH,
     bootstrap_address,
     end_partly_started_node,
+    few_processes,
     job_config,
     loopback_only,
     own_process_group,
@@ -123,7 +124,7 @@ def _start(folder: Path, output: CapturedOutput, options: dict[str, Any]) -> Non
     _require_space(folder)
     for attempt in range(1, MAX_STARTS + 1):
         try:
-            with loopback_only(), own_process_group(), working_folder_not_copied():
+            with loopback_only(), few_processes(), own_process_group(), working_folder_not_copied():
                 # Without an address, Ray joins whichever cluster was last started on this machine, by any user.
                 ray.init(address="local", include_dashboard=False, _temp_dir=str(folder / RAY_FOLDER), **options)
             return

@@ -21,10 +21,10 @@ from raypipe.backend.ray_compat import (
     pickled_current_actor,
     remove_placement_group,
 )
+from raypipe.backend.torch_config import GpuTorchConfig
 from raypipe.backend.train_compat import (
     DefaultFailurePolicy,
     FailureDecision,
-    GpuTorchConfig,
     ScalingDecision,
     WorkerGroupPollStatus,
     WorkerGroupState,

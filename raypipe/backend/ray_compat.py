@@ -31,7 +31,7 @@ SETTINGS = {
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no cloud reclaims this machine
 """More of them, where Ray is started on this machine."""
 SHUTDOWN_MODULES = ("ray.dag.compiled_dag_node",)
-"""Modules that ``ray.shutdown`` imports, and torch with them."""
+"""Modules that ``ray.shutdown`` imports."""
 _SESSION_PATH = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Longest path of a socket of Ray below its folder."""
 MAX_FOLDER_LENGTH = (107 if sys.platform.startswith("linux") else 103) - len(_SESSION_PATH)
@@ -125,6 +125,30 @@ def own_process_group() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = before
+
+
+@contextlib.contextmanager
+def few_processes() -> Iterator[None]:
+    """Make a Ray that is started in the block start no processes that a sweep on one machine does not need.
+
+    These are the monitor of the autoscaler, the server of the dashboard, for which ``ray.init`` waits seconds, and the
+    parts of each node's agent that serve the dashboard.
+    """
+    from ray._private import utils
+    from ray._private.node import Node
+
+    before = Node.start_monitor, Node.start_api_server, utils.get_dashboard_dependency_error
+    Node.start_monitor = lambda node: None
+    Node.start_api_server = _start_no_server
+    utils.get_dashboard_dependency_error = lambda: ImportError("no dashboard is started")
+    try:
+        yield
+    finally:
+        Node.start_monitor, Node.start_api_server, utils.get_dashboard_dependency_error = before
+
+
+def _start_no_server(node: Any, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+    node._webui_url = None
 
 
 def bootstrap_address(address: str) -> str:

@@ -10,7 +10,6 @@ import ray
 from ray import _raylet
 from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.train import ScalingConfig, WorkerGroupError
-from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2._internal.constants import (
     DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
     get_env_vars_to_propagate,
@@ -30,7 +29,6 @@ from ray.train.v2.api.exceptions import ControllerError
 __all__ = [
     "DefaultFailurePolicy",
     "FailureDecision",
-    "GpuTorchConfig",
     "NoopDecision",
     "ResizeDecision",
     "ScalingDecision",
@@ -92,6 +90,7 @@ class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
     datasets, which imports Ray Data for seconds and has nothing to manage here.
     """
 
+    controller: type[TrainController] = TrainController
     policies: Mapping[str, Any]
     """Arguments of the controller by name: ``scaling_policy``, ``failure_policy``; to be set before `fit`."""
     left: threading.Event | None = None
@@ -114,7 +113,7 @@ class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
             num_cpus=0,
             label_selector={node.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()},
             runtime_env={"env_vars": settings},
-        )(TrainController)
+        )(self.controller)
         controller = actor.remote(**{**arguments, **self.policies})
         self._await(controller.run.remote())
         return self._await(controller.get_result.remote())
@@ -124,30 +123,6 @@ class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
             if self.left is not None and self.left.is_set():
                 raise RuntimeError("the driver leaves Ray")
         return ray.get(answer)
-
-
-class GpuTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Settings of torch's process group, whose workers first check that they can compute on the GPUs they hold.
-
-    NCCL's own error, which would come before the train function is called, names neither the option nor the reason.
-    """
-
-    @property
-    def backend_cls(self) -> type[_GpuTorchBackend]:
-        """Return the class that prepares the workers."""
-        return _GpuTorchBackend
-
-
-class _GpuTorchBackend(_TorchBackend):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(_require_gpu, float(worker_group.get_resources_per_worker().get("GPU", 0)))
-        super().on_start(worker_group, backend_config)
-
-
-def _require_gpu(gpus: float) -> None:
-    from raypipe.training.device import require_gpu
-
-    require_gpu(gpus, ray.get_gpu_ids())
 
 
 def placement_group_of(state: WorkerGroupState) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 
+from raypipe.backend.group_controller import GroupController
 from raypipe.backend.messages import SweepContext
 from raypipe.backend.ray_compat import (
     free_resources,
@@ -180,11 +181,11 @@ class WorkerGroups:
     Attributes
     ----------
     DRIVER_BYTES
-        Bytes of memory per group on the driver's machine: Ray Train runs its controller and its synchronisation actor
-        there, and Ray may run its trial actor there.
+        Bytes of memory per group on the driver's machine: Ray Train runs its controller there, and Ray may run its
+        trial actor there.
     """
 
-    DRIVER_BYTES = 350 * 10**6
+    DRIVER_BYTES = 270 * 10**6
 
     def __init__(self, context: SweepContext, count: int) -> None:
         self.context = context
@@ -234,6 +235,7 @@ class WorkerGroups:
                 callbacks=[DeathCallback(context, group)],
             ),
         )
+        trainer.controller = GroupController
         trainer.left = self._left
         trainer.policies = {"scaling_policy": _RegisteredPolicy(trainer.scaling_config, context, group)}
         return trainer

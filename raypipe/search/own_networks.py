@@ -13,7 +13,7 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.foreign_code import code_errors
-from raypipe.core.model_config import MODELS, OwnConfig
+from raypipe.core.model_config import OwnConfig
 from raypipe.data.window_store import WindowStore
 from raypipe.models.from_config import build_model
 from raypipe.models.own import OwnNetwork
@@ -43,7 +43,6 @@ def check_own_networks(configs: Iterable[TrialConfig], windows: WindowStore, fol
     UserError
         One cannot be trained, or gives numbers that a resumed or shipped network would not repeat.
     """
-    own_code.check_registered(MODELS)
     smallest: dict[OwnConfig, int] = {}
     for config in configs:
         if isinstance(config.model, OwnConfig):

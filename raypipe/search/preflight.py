@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from raypipe.core import own_code
 from raypipe.core.combinations import check_kind
+from raypipe.core.config import OwnAugmentConfig, OwnLossConfig, TrialConfig
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.model_config import MODELS, OwnConfig
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
 from raypipe.search.example_configs import example_configs
-from raypipe.search.own_functions import check_own_functions
-from raypipe.search.own_networks import check_own_networks
 from raypipe.training.inner_split import split_inner
 
 
@@ -37,14 +38,29 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
             _check_targets_stay(windows)
         if any(config.early_stop == "fold" for config in configs):
             _check_inner_subjects(windows, folds)
-        lines: list[str] = []
-        for name in windows.names or ("",):
-            own = [config for config in configs if config.data.store == name]
-            check_own_functions(own, windows.of(name))
-            lines += check_own_networks(own, windows.of(name), folds)
-        return list(dict.fromkeys(lines))
+        own_code.check_registered(MODELS)
+        return _check_own_code(configs, windows, folds)
     except UserError as error:
         raise UserError(f"{space.name}: {error}") from None
+
+
+def _check_own_code(configs: list[TrialConfig], windows: WindowStore, folds: FoldMap) -> list[str]:
+    if not any(
+        isinstance(part, OwnConfig | OwnLossConfig | OwnAugmentConfig)
+        for config in configs
+        for part in (config.model, config.loss, config.augment)
+    ):
+        return []
+    # These import torch, which takes the driver a second and 100 MB, and is not needed otherwise.
+    from raypipe.search.own_functions import check_own_functions
+    from raypipe.search.own_networks import check_own_networks
+
+    lines: list[str] = []
+    for name in windows.names or ("",):
+        own = [config for config in configs if config.data.store == name]
+        check_own_functions(own, windows.of(name))
+        lines += check_own_networks(own, windows.of(name), folds)
+    return list(dict.fromkeys(lines))
 
 
 def _check_targets_stay(windows: WindowStore) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from raypipe.core.errors import UserError, first_line, nearest
+from raypipe.core.hidden_module import hidden_module
 from raypipe.core.parameters import flatten
 from raypipe.core.shipped import install_command
 from raypipe.storage.records import Epoch, TrialResult
@@ -51,7 +52,8 @@ class TensorBoard:
         self._writers: dict[int, Any] = {}
 
     def _writer(self, number: int, epoch: int) -> Any:
-        from tensorboardX import SummaryWriter
+        with hidden_module("torch"):  # imported for types that are not logged here, in a second and 0.1 GB
+            from tensorboardX import SummaryWriter
 
         assert self._run.local is not None
         if number not in self._writers:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import DamagedFileError, UserError, first_line
 from raypipe.core.record import Record
+from raypipe.storage.checkpoint_file import RawTensor, pack_raw
 from raypipe.storage.files import Folder, map_concurrently, no_folder_error, write_record
 from raypipe.storage.out_of_fold import EpochPredictions, OutOfFold, unpack_tensors
 from raypipe.storage.records import (
@@ -246,11 +247,9 @@ class TrialStore:
             what = f"damaged ({first_line(error)})"
             raise DamagedFileError(f"{self.where}/{name}: {what}; restore it from a copy") from None
 
-    def write_weights(self, number: int, fold: int, tensors: dict[str, Any], epoch: int = 0) -> dict[str, str]:
+    def write_weights(self, number: int, fold: int, tensors: dict[str, RawTensor], epoch: int = 0) -> dict[str, str]:
         """Store the weights of a fold's best epoch, or of the snapshot of `epoch`; returns as `write_oof`."""
-        from safetensors.torch import save
-
-        return self._write_output(number, Member(number, epoch).file(f"fold-{fold}.safetensors"), save(tensors))
+        return self._write_output(number, Member(number, epoch).file(f"fold-{fold}.safetensors"), pack_raw(tensors))
 
     def weights(self, number: int, fold: int, epoch: int = 0) -> dict[str, Any]:
         """Return the weights of a fold's best epoch, or of its snapshot of `epoch`.

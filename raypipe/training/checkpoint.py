@@ -1,50 +1,57 @@
-"""Checkpoints with a SHA-256 of their content, so that damage is noticed; reading one never runs code."""
+"""States of training as checkpoint files (`raypipe.storage.checkpoint_file`), with torch's tensors."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickle
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 
-from raypipe.core.errors import CheckpointError
-
-_MAGIC = b"raypipe-checkpoint-1\n"
+from raypipe.storage.checkpoint_file import flatten, forged, seal, unflatten, unseal
 
 
 def dumps(state: dict[str, Any]) -> bytes:
-    """Pack tensors and plain values, preceded by their digest."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getvalue()
-    return _MAGIC + hashlib.sha256(payload).digest() + payload
+    """Pack tensors and plain values, preceded by their digest. A tensor that a state has twice is written once."""
+    tensors: dict[str, torch.Tensor] = {}
+    keys: dict[int, str] = {}
+    taken: set[int] = set()
+
+    def key_of(value: Any) -> str | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        if id(value) not in keys:
+            key = keys[id(value)] = str(len(keys))
+            tensors[key] = _own_memory(value, taken)
+        return keys[id(value)]
+
+    text = flatten(state, key_of)
+    return seal(text, lambda metadata: save(tensors, metadata))
+
+
+def _own_memory(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
+    """Return a tensor on the CPU that shares its memory with no other, as safetensors asks for."""
+    whole = tensor.detach().cpu().contiguous()
+    storage = whole.untyped_storage()
+    if storage.nbytes() > whole.nbytes or storage.data_ptr() in taken:
+        return whole.clone()
+    if whole.nbytes:
+        taken.add(storage.data_ptr())
+    return whole
 
 
 def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
-    """Unpack the result of `dumps` (``torch.load(weights_only=True)``).
+    """Unpack the result of `dumps`.
 
     Raises
     ------
     CheckpointError
         The data is truncated, altered or no checkpoint.
     """
-    head = len(_MAGIC) + 32
-    if data[: len(_MAGIC)] != _MAGIC:
-        raise CheckpointError(f"{name}: not a raypipe checkpoint")
-    payload = data[head:]
-    if hashlib.sha256(payload).digest() != data[len(_MAGIC) : head]:
-        raise CheckpointError(f"{name}: truncated or altered (its checksum differs)")
+    content, state = unseal(data, name)
     try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{name}: holds more than tensors and plain values; it is not loaded") from None
-    except Exception as error:  # forged, since its checksum is right; torch has no common base class for its errors
-        raise CheckpointError(f"{name}: not what raypipe writes ({type(error).__name__})") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{name}: holds no state")
-    return state
+        return unflatten(state, load(content))
+    except Exception as error:  # its checksum is right; safetensors has no common base class for its errors
+        raise forged(name, error) from None
 
 
 def clone_tensors(state: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from raypipe.core.errors import CheckpointError, LostCheckpointError, NonFiniteError
 from raypipe.core.levels import ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import NO_SKILL, constant_out_of_fold, score
+from raypipe.storage.checkpoint_file import RawTensor, read_raw
 from raypipe.storage.out_of_fold import EpochPredictions, OutOfFold
 from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch, epoch_checksums
 from raypipe.storage.run_store import RunStore
@@ -222,8 +223,6 @@ def _write_member(
     initial
         Identification of each fold's initial weights.
     """
-    import torch
-
     files: dict[str, str] = {}
     index, folds, predictions, initial = [], [], [], []
     config = run.config(member.trial)
@@ -235,9 +234,9 @@ def _write_member(
         folds.append(np.full(len(validation), fold))
         predictions.append(state["predictions"].numpy())
         if weights:
-            tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state["weights"].items()}
+            tensors = {f"model.{name}": tensor for name, tensor in state["weights"].items()}
             for name, value in zip(("centre", "scale"), state["target"], strict=True):
-                tensors[f"target.{name}"] = torch.tensor(value, dtype=torch.float64)
+                tensors[f"target.{name}"] = RawTensor.of(value)
             files |= run.write_weights(member.trial, fold, tensors, member.epoch)
     order = _row_order(run, index)
     values, n_outputs = np.concatenate(predictions)[order].astype(np.float32), windows.n_outputs
@@ -267,8 +266,20 @@ def constant_baseline(run: RunStore, windows: WindowStore) -> float:
     return score(within_folds(info.metric, rows.folds), rows.targets, constant)
 
 
-def read_fold_checkpoint(run: RunStore, number: int, config: TrialConfig, fold: int, epoch: int) -> dict[str, Any]:
+def read_fold_checkpoint(
+    run: RunStore,
+    number: int,
+    config: TrialConfig,
+    fold: int,
+    epoch: int,
+    unpack: Callable[[bytes, str], dict[str, Any]] = read_raw,
+) -> dict[str, Any]:
     """Read a fold's checkpoint of `epoch`, of a trial with this configuration.
+
+    Parameters
+    ----------
+    unpack
+        Returns the state in a file of that name; `raypipe.training.checkpoint.loads` gives torch's tensors.
 
     Raises
     ------
@@ -277,10 +288,8 @@ def read_fold_checkpoint(run: RunStore, number: int, config: TrialConfig, fold: 
     CheckpointError
         It is damaged, or of another trial, fold, epoch or configuration; the message names it.
     """
-    from raypipe.training import checkpoint  # torch, which the broker and the trial actors do not import
-
     name = f"{run.where}: trial {number}, fold {fold}, epoch {epoch}"
-    state = checkpoint.loads(run.read_checkpoint(number, fold, epoch), name)
+    state = unpack(run.read_checkpoint(number, fold, epoch), name)
     if state.get(IDENTITY) != checkpoint_identity(run, number, config, fold, epoch):
         raise CheckpointError(f"{name}: the checkpoint of another trial, fold or epoch")
     return state

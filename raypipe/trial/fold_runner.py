@@ -248,7 +248,7 @@ class FoldRunner:
 
     def _read(self, fold: int, epoch: int) -> dict[str, Any] | None:
         try:
-            return read_fold_checkpoint(self.run, self.number, self.config, fold, epoch)
+            return read_fold_checkpoint(self.run, self.number, self.config, fold, epoch, checkpoint.loads)
         except FileNotFoundError:
             return None
         except CheckpointError as error:

@@ -64,6 +64,14 @@ def test_a_ray_of_our_own_listens_on_loopback_only(killed):
     assert {where for _, addresses in killed.listening for where in addresses} <= {LOOPBACK_4, LOOPBACK_6}
 
 
+def test_a_ray_of_our_own_has_no_processes_that_a_sweep_does_not_need(killed):
+    """Each takes memory, and a second of a processor at the start."""
+    titles = [title for title, _ in killed.listening]
+    assert any("RayTrainWorker" in title for title in titles)
+    for name in ("SynchronizationActor", "/dashboard.py", "/monitor.py"):
+        assert not [title for title in titles if name in title], name
+
+
 LOOPBACK_4, LOOPBACK_6 = "0100007F", "0000000000000000FFFF00000100007F"  # as proc(5) writes addresses
 
 

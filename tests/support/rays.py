@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 ACTORS = {
     "worker": ("RayTrainWorker",),
     "actor": ("TrialTrainable", "ResourceTrainable"),
-    "controller": ("TrainController",),
+    "controller": ("GroupController",),
     "broker": ("Broker",),
 }
 """Class names of actors as Ray shows them; a trial actor has the name that Tune gives it while it works."""

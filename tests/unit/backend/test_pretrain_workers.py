@@ -21,7 +21,7 @@ from raypipe.backend.pretrain_workers import (
     error_line,
     permanent_error,
 )
-from raypipe.backend.train_compat import GpuTorchConfig
+from raypipe.backend.torch_config import GpuTorchConfig
 from raypipe.core.errors import NonFiniteError, UserError
 
 
@@ -58,7 +58,7 @@ def test_a_worker_without_its_gpu_ends_pretraining_before_the_process_group(monk
             except UserError as error:
                 raise RayTaskError("_require_gpu", "Traceback", error) from error
 
-    monkeypatch.setattr("raypipe.backend.train_compat.ray.get_gpu_ids", lambda: ["0"])
+    monkeypatch.setattr("raypipe.backend.torch_config.ray.get_gpu_ids", lambda: ["0"])
     config = GpuTorchConfig(backend="nccl")
     config.backend_cls().on_start(Group(0), config)
     assert len(started) == 1

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -19,6 +20,7 @@ from raypipe.backend.ray_compat import (
     LOCAL_SETTINGS,
     SETTINGS,
     SHUTDOWN_MODULES,
+    few_processes,
     job_config,
     keys_not_forwarded,
     no_automatic_start,
@@ -31,11 +33,14 @@ from tests.support.keys import KEYS
 PARAMETERS = {
     "ray._private.state.available_resources_per_node": [],
     "ray._private.node.Node.kill_all_processes": ["self", "check_alive", "allow_graceful"],
+    "ray._private.node.Node.start_api_server": ["self", "include_dashboard", "raise_on_failure"],
+    "ray._private.node.Node.start_monitor": ["self"],
     "ray._private.services.canonicalize_bootstrap_address": ["addr"],
     "ray._private.worker.print_to_stdstream": ["data", "ignore_prefix"],
     "ray.experimental.internal_kv._internal_kv_del": ["key"],
     "ray.experimental.internal_kv._internal_kv_get": ["key"],
     "ray.experimental.internal_kv._internal_kv_put": ["key", "value"],
+    "ray._private.utils.get_dashboard_dependency_error": [],
     "ray.train.v2._internal.exceptions.UserExceptionWithTraceback": ["exc", "traceback_str"],
     "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError": ["message", "failure"],
     "ray.train.v2._internal.execution.failure_handling.DefaultFailurePolicy.make_decision": [
@@ -58,6 +63,11 @@ PARAMETERS = {
     ],
     "ray.train.v2._internal.execution.scaling_policy.NoopDecision": [],
     "ray.train.v2._internal.execution.scaling_policy.ResizeDecision": ["num_workers", "resources_per_worker"],
+    "ray.train.v2._internal.execution.worker_group.state._shutdown_sync_actor": ["sync_actor"],
+    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup.set_required_barrier_ranks": [
+        "self",
+        "ranks",
+    ],
     "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._create_default_callbacks": ["self"],
     "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._initialize_and_run_controller": [
         "self",
@@ -118,6 +128,40 @@ def test_the_arguments_of_the_controller_that_are_replaced_are_those_of_ray():
         find("ray.train.v2._internal.execution.controller.TrainController.__init__")
     ).parameters
     assert {"scaling_policy", "failure_policy"} <= parameters.keys()
+
+
+def test_a_group_is_started_without_the_actor_that_synchronises_reports(monkeypatch):
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.worker_group import state, worker_group
+
+    from raypipe.backend.group_controller import GroupController, NoSynchronization, without_synchronization
+
+    assert issubclass(GroupController.worker_group_cls, TrainController.worker_group_cls)
+    assert "self.worker_group_cls.create(" in inspect.getsource(TrainController)
+    assert "sync_actor = SynchronizationActor.options(" in inspect.getsource(worker_group)
+    assert inspect.getsource(state).count("_shutdown_sync_actor(self.sync_actor)") == 2
+    monkeypatch.setattr(worker_group, "SynchronizationActor", worker_group.SynchronizationActor)  # restores it
+    monkeypatch.setattr(state, "_shutdown_sync_actor", state._shutdown_sync_actor)
+    without_synchronization()
+    actor = worker_group.SynchronizationActor.options(label_selector={"node": "1"}).remote(timeout_s=1)
+    assert isinstance(actor, NoSynchronization)
+    state._shutdown_sync_actor(actor)  # Ray's would kill it, and raise
+
+
+def test_a_ray_of_our_own_starts_neither_monitor_nor_dashboard():
+    from ray._private import services, utils
+    from ray._private.node import Node
+
+    before = Node.start_monitor, Node.start_api_server, utils.get_dashboard_dependency_error
+    node = SimpleNamespace(_webui_url="http://dashboard")
+    with few_processes():
+        Node.start_monitor(node)
+        Node.start_api_server(node, include_dashboard=False, raise_on_failure=False)
+        assert utils.get_dashboard_dependency_error() is not None
+    assert node._webui_url is None
+    assert (Node.start_monitor, Node.start_api_server, utils.get_dashboard_dependency_error) == before
+    assert "utils.get_dashboard_dependency_error() is not None" in inspect.getsource(services.start_raylet)
+    assert "self._webui_url, process_info =" in inspect.getsource(Node.start_api_server)
 
 
 def test_attributes_of_instances_are_there():

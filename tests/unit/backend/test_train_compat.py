@@ -45,7 +45,6 @@ def test_the_controller_is_started_as_ray_starts_it():
         ".setdefault(",
         "num_cpus=0,",
         "RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()",
-        ")(TrainController)",
         "controller.run.remote()",
         "controller.get_result.remote()",
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -98,3 +100,20 @@ def test_a_plan_ends_with_the_warning():
     cost = Cost(step=1.0, epoch=1.0, trial=1.0, checkpoint=1, result=1, weights=1)
     plan = Forecast(1, 3, 1, 1, 1.0, 0.0, "a machine", [cost], 1, warnings=["space.py: drawn without effect: sam/rho"])
     assert plan.render().splitlines()[-1] == "Warning: space.py: drawn without effect: sam/rho"
+
+
+def test_a_driver_and_its_controllers_start_without_torch(tmp_path):
+    """Its import takes a second of a processor and 0.1 GB in each process; only users' own networks need it here."""
+    store = write_store(tmp_path / "store", ToyWindows())
+    code = f"""
+import sys
+import raypipe.backend.group_controller, raypipe.backend.worker_groups, raypipe.search.sweep
+from raypipe.core.search_space import load_space
+from raypipe.data.splits import folds_of
+from raypipe.data.window_store import WindowStore
+from raypipe.search.preflight import check_space
+windows = WindowStore({str(store)!r})
+check_space(load_space("all_families"), windows, folds_of(windows, 3, 0.2, 0))
+print("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_is_passed_over(store, encoder, tmp_path):
     run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
     for name in ("encoder.safetensors", "card.json"):
         run.folder.remove(name)
-    run.folder.write("all/epoch-0003.ckpt", b"raypipe-checkpoint-1\nnothing")
+    run.folder.write("all/epoch-0003.ckpt", b"raypipe-checkpoint-2\nnothing")
     pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
     assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import sys
 import threading
 import types
@@ -88,6 +89,21 @@ def test_tensorboard_has_every_epoch_once_over_a_crash(run):
     assert [values["loss"] for _, values in found if "loss" in values][-3:] == [2.0, 2.0, 2.0]
     assert {name for _, values in found for name in values} >= {"fold/0", "fold/2", "best_score"}
     assert not any("fold/1" in values for _, values in found)
+
+
+def test_event_files_are_written_without_torch(run):
+    code = f"""
+import sys
+from raypipe.search.trackers import TensorBoard
+from raypipe.storage.records import Epoch
+from raypipe.storage.run_store import RunStore
+tracker = TensorBoard(RunStore.open({str(run.local)!r}))
+tracker._writer(0, 1).add_scalar("score", 0.5, 1)
+tracker.close()
+print("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert list((run.local / "tensorboard").rglob("events.*"))
 
 
 def test_an_end_that_an_earlier_driver_did_not_log_is_logged(run):

@@ -5,12 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.api import Run
 from raypipe.core.errors import UserError
+from raypipe.storage.checkpoint_file import RawTensor
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, History, TrialRecord, TrialResult
@@ -41,7 +41,7 @@ def test_what_is_written_is_read_back(run):
     run.write_history(3, history)
     run.write_result(result(3))
     run.write_oof(3, oof)
-    run.write_weights(3, 1, {"model.a": torch.arange(3.0)})
+    run.write_weights(3, 1, {"model.a": RawTensor("F32", (3,), np.arange(3, dtype=np.float32).tobytes())})
     for epoch in (1, 2, 3):
         run.write_checkpoint(3, 0, epoch, b"%d" % epoch)
     run.drop_checkpoints(3, 0, keep=(2, 3))
