@@ -81,9 +81,12 @@ class _Worker:
 
     def run(self) -> None:
         """Train jobs until the group is closed."""
+        from raypipe.training.device import trim_heap
+
         while (job := ray.get(self.broker.next_job.remote(self.group, self.seq))) is not None:
             self.seq = job.seq
             _train_job(self.broker, self.group, job, self._fold_runner, self.loaders)
+            trim_heap()
 
     def _fold_runner(self, job: TrialJob) -> FoldRunner:
         from raypipe.trial.autotune import ComputeOptions, choose_compute

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from raypipe.core.errors import UserError
-from raypipe.training.device import available_bytes, missing_gpu, parse_device, require_gpu, worker_device
+from raypipe.training.device import (
+    available_bytes,
+    missing_gpu,
+    parse_device,
+    require_gpu,
+    trim_heap,
+    worker_device,
+)
 
 
 @pytest.fixture
@@ -79,3 +89,18 @@ def test_a_process_has_its_share_of_all_memory_and_no_more_than_is_free(gpu):
     device = torch.device("cuda", 2)
     assert available_bytes(device, 0.25) == 20 * 10**9
     assert available_bytes(device) == 61 * 10**9
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot give memory back")
+def test_free_memory_of_the_heap_is_given_back():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    small = [bytearray(100_000) for _ in range(800)]
+    for part in small:
+        part[:] = b"x" * len(part)
+    kept = small[-1]  # the heap would shrink by itself if its end were free
+    full = resident()
+    del small, part
+    trim_heap()
+    assert resident() < full - 60e6 and kept
