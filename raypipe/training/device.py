@@ -117,7 +117,7 @@ def free_memory() -> None:
 
 
 def trim_heap() -> None:
-    """Give free memory of the heap back to the system, where the C library can (glibc); a process keeps it otherwise."""
+    """Give free memory of the heap back to the system, where the C library (glibc) can; it is kept otherwise."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
