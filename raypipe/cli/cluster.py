@@ -24,6 +24,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.own_code import file_of, named_files, read_source
 from raypipe.core.shipped import find_space
 from raypipe.core.text import decode_source, one_line
+from raypipe.search.notify import NOTIFY_VARIABLE
 from raypipe.storage.records import KEPT_TRIALS
 from raypipe.storage.remote import shell_quoted
 
@@ -55,6 +56,8 @@ def submit(
     if verb not in SUBMITTABLE:
         raise UserError(f"submit {verb}: cannot be submitted; choose one of {', '.join(SUBMITTABLE)}")
     words = list(context.args)
+    if any(word.partition("=")[0] == "--notify" for word in words):
+        raise UserError(f"--notify: a job's record would keep the URL; set {NOTIFY_VARIABLE} where the head starts Ray")
     values = _parsed(verb, words)
     run = _run_of(verb, values)
     _refuse_local_paths(verb, values)

@@ -120,6 +120,20 @@ def print_status(where: str) -> None:
     show_status(console, read_status(RunStore.open(where)))
 
 
+def summary_line(where: str) -> str:
+    """Return the state of a run that has ended in one line: its driver, trials by state, and the best score."""
+    from raypipe.reporting.status import read_status
+    from raypipe.storage.run_store import RunStore
+
+    if is_pretrained(where) or is_outer(where):
+        return "ended"
+    run = RunStore.open(where)
+    status, ranked = read_status(run), run.ranked()
+    states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items()))
+    best = f"; best score {ranked[0].score:.4f} (trial {ranked[0].number})" if ranked else ""
+    return f"{status.driver}; {len(status.rows)} of {status.planned} trials: {states or 'none'}{best}"
+
+
 def print_asked(where: str, what: str) -> None:
     """Print that the driver of a run was asked for something, and where its answer is seen."""
     from raypipe.storage.lease import HEARTBEAT_SECONDS

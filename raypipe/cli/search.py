@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +22,14 @@ from raypipe.cli.common import (
     print_outer,
     print_pretrained,
     print_status,
+    summary_line,
+    write,
 )
 from raypipe.cli.flags import option_flags
 from raypipe.cli.process import training_process
 from raypipe.core.errors import UserError
 from raypipe.core.options import PretrainOptions, SweepOptions
+from raypipe.search.notify import NOTIFY_VARIABLE, Notifier
 
 PANEL = "Search and training"
 """Heading of these verbs in `raypipe --help`."""
@@ -41,6 +45,16 @@ OuterOption = Annotated[
         metavar="K",
         help="Nested cross-validation: K searches, each of which holds out another part of the subjects.",
         show_default="one search",
+    ),
+]
+NotifyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL",
+        help="Send a message there when the run ends, fails or is stopped (apprise). May be given several times. Every "
+        "user of this machine can read a command line: set the variable where a URL holds a password.",
+        envvar=NOTIFY_VARIABLE,
+        show_default="no message",
     ),
 ]
 NewRun = Annotated[str, typer.Option(help="Folder or pyarrow.fs URI of the run. An existing run is continued.")]
@@ -96,6 +110,7 @@ def sweep(
         str | None, typer.Option(metavar="RUN", help="Start training from this pretrained run or exported encoder.")
     ] = None,
     outer: OuterOption = None,
+    notify: NotifyOption = None,
     **options: Any,
 ) -> None:
     """Search a space over subject folds.
@@ -105,46 +120,62 @@ def sweep(
     from raypipe.cli.progress import SweepView
     from raypipe.search.sweep import sweep as search
 
+    notifier = _notifier(notify, run)
     if outer is not None:
-        _sweep_outer(space, data, run, outer, warm_start, init, options)
+        _sweep_outer(space, data, run, outer, warm_start, init, notifier, options)
         return
-    with training_process() as stop, SweepView(console) as view:
+    with training_process() as stop, notifier, SweepView(console) as view:
         done = search(space, data, run, warm_start=warm_start, init=init, callback=view, stop=stop, **options)
     print_status(done.where)
     print_advice(done.where)
 
 
+def _notifier(addresses: list[str] | None, run: str) -> Notifier:
+    """Return what sends messages about a run; its addresses are in the environment of no process that starts later."""
+    os.environ.pop(NOTIFY_VARIABLE, None)
+    return Notifier(addresses or [], run, write, lambda: summary_line(run))
+
+
 def _sweep_outer(
-    space: Path, data: str, run: str, outer: int, warm_start: str | None, init: str | None, options: dict[str, Any]
+    space: Path,
+    data: str,
+    run: str,
+    outer: int,
+    warm_start: str | None,
+    init: str | None,
+    notifier: Notifier,
+    options: dict[str, Any],
 ) -> None:
     from raypipe.cli.progress import SweepView
     from raypipe.search.outer import sweep_outer
 
     if warm_start is not None:
         raise UserError("--warm-start: its trials have seen subjects that --outer holds out; leave one of them out")
-    with training_process() as stop, SweepView(console) as view:
+    with training_process() as stop, notifier, SweepView(console) as view:
         done = sweep_outer(space, data, run, outer=outer, init=init, callback=view, stop=stop, **options)
     print_outer(done.where)
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe resume demo/run --trials 60"))
 @option_flags(SweepOptions, unchanged=("trials", "time_budget", "gpu_hours", "address", "workers"))
-def resume(run: RunArg, **options: Any) -> None:
+def resume(run: RunArg, notify: NotifyOption = None, **options: Any) -> None:
     """Continue a run. Options that are given replace its own."""
     from raypipe.cli.progress import SweepView
     from raypipe.search.sweep import resume as continue_sweep
 
+    notifier = _notifier(notify, run)
     if is_pretrained(run):
-        _resume_pretraining(run, **options)
+        with notifier:
+            _resume_pretraining(run, **options)
         return
     if is_outer(run):
         from raypipe.search.outer import resume_outer
 
-        with training_process() as stop, SweepView(console) as view:
+        with training_process() as stop, notifier, SweepView(console) as view:
             resume_outer(run, callback=view, stop=stop, **options)
         print_outer(run)
         return
-    with training_process() as stop, SweepView(console) as view:
+    with training_process() as stop, notifier, SweepView(console) as view:
         continue_sweep(run, callback=view, stop=stop, **options)
     print_status(run)
     print_advice(run)
@@ -167,6 +198,7 @@ def rerun(
     run: RunArg,
     top: Annotated[int, typer.Option(min=1, help="Number of best trials to train again.")] = 3,
     seeds: Annotated[int, typer.Option(min=1, help="New seeds for each of them.")] = 5,
+    notify: NotifyOption = None,
     **options: Any,
 ) -> None:
     """Train the best trials again on new seeds.
@@ -178,7 +210,7 @@ def rerun(
 
     if is_pretrained(run):
         raise UserError(f"{run}: a pretrained run has no trials to train again")
-    with training_process() as stop, SweepView(console) as view:
+    with training_process() as stop, _notifier(notify, run), SweepView(console) as view:
         train_again(run, top=top, seeds=seeds, callback=view, stop=stop, **options)
     print_status(run)
     print_advice(run)

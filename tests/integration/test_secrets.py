@@ -22,7 +22,9 @@ from tests.support.sweeps import FLAGS, ROOT, Driver, Gate, epochs_of
 pytestmark = pytest.mark.ray
 
 CANARY = "canary-7f3a"
-VALUES = {name: f"{CANARY}-{name}" for name in KEYS}
+SECRET = "secret-91c4"
+"""Part of the URL of a message, which is in the environment of the driver alone."""
+VALUES = {name: f"{CANARY}-{name}" for name in KEYS} | {"RAYPIPE_NOTIFY": f"json://127.0.0.1:1/{CANARY}/{SECRET}"}
 
 
 @pytest.fixture
@@ -45,6 +47,16 @@ def places_with_keys(folder: Path, drivers: Iterable[Driver] = ()) -> list[str]:
     return found
 
 
+def processes_with_the_url(driver: Driver) -> list[int]:
+    """Return the processes that a driver has started, and whose environment has the URL of its messages."""
+    found = []
+    for pid in driver.processes():
+        with contextlib.suppress(OSError):
+            if SECRET.encode() in Path(f"/proc/{pid}/environ").read_bytes() and pid != driver.child.pid:
+                found.append(pid)
+    return found
+
+
 def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outlive_a_sweep(toy, base, tmp_path):
     """Tune forwards keys to its actors in a way that Ray writes to a log, which it leaves for every user to read."""
     run, drivers = base / "run", []
@@ -57,6 +69,7 @@ def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outli
         drivers.append(alone.drive(*sweep))
         drivers[0].wait_until(lambda: epochs_of(run) == 2, "the second epoch")
         assert places_with_keys(base, drivers) == []
+        assert len(drivers[0].processes()) > 3 and processes_with_the_url(drivers[0]) == []
         (killed,) = (base / "tmp").iterdir()
         assert stat.S_IMODE(killed.stat().st_mode) == 0o700
         assert {RAY_FOLDER, "token"} <= {path.name for path in killed.iterdir()}
@@ -69,7 +82,9 @@ def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outli
         drivers[1].wait_until(lambda: epochs_of(run) == 4, "the last epoch")
         assert places_with_keys(base, drivers) == []
         assert not killed.exists()
-        assert "Traceback" not in drivers[1].finish() and drivers[1].child.returncode == 0
+        said = drivers[1].finish()
+        assert "Traceback" not in said and drivers[1].child.returncode == 0
+        assert "--notify: no message was sent to address 1 of 1" in said, "nothing listens there"
         assert list((base / "tmp").iterdir()) == [] == list((base / "home").rglob("*auth*"))
         drivers.append(alone.drive("report", run))
         drivers[2].finish()

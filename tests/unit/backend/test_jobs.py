@@ -295,3 +295,11 @@ def test_names_of_jobs_are_readable_and_one_for_each_run():
     assert job_stem("s3://lab/runs/night").startswith("night-")
     assert job_stem("s3://lab/a/run") != job_stem("s3://lab/b/run")
     assert job_stem("/").startswith("run-")
+
+
+def test_a_url_of_messages_is_no_argument_of_a_job(cluster, capsys):
+    for words in (["--notify", "json://secret"], ["--notify=json://secret"]):
+        where = ("--data", "s3://lab/store", "--run", "s3://lab/run")
+        status, _, text = typed(capsys, "submit", "sweep", "smoke", *where, *words)
+        assert status == 2 and "set RAYPIPE_NOTIFY where the head starts Ray" in text and "secret" not in text
+    assert cluster.jobs == []

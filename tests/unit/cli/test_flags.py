@@ -10,9 +10,9 @@ from raypipe.core.options import PretrainOptions, SweepOptions, flag_of, help_of
 
 OWN = {
     "plan": {"outer", "data", "cpus", "gpus"},
-    "sweep": {"data", "run", "warm_start", "init", "outer"},
-    "resume": set(),
-    "rerun": {"top", "seeds"},
+    "sweep": {"data", "run", "warm_start", "init", "outer", "notify"},
+    "resume": {"notify"},
+    "rerun": {"top", "seeds", "notify"},
     "pretrain": {
         *("data", "run", "epochs", "batch", "lr", "mask", "temperature", "negatives", "time_shift", "set"),
     },
