@@ -17,7 +17,6 @@ from raypipe.data.manifest import Plan
 from raypipe.data.piece_reader import PieceReader, filter_length
 from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming
 from raypipe.recordings.channels import EegChannels, eeg_channels
-from raypipe.recordings.formats import open_signal
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, Span, UnreadableRecordingError
 
@@ -65,7 +64,7 @@ class OpenRecording:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
-        self.signal: Signal = open_signal(recording.path)
+        self.signal: Signal = recording.open_signal()
         self.channels: EegChannels = eeg_channels(recording, self.signal)
 
     def places(self, names: tuple[str, ...]) -> list[int]:

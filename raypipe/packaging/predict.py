@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +26,10 @@ from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.packaging.predict_people import people_table, require_people
 from raypipe.packaging.predict_stores import predict_by_store
 from raypipe.packaging.predict_windows import WindowFacts, holds_windows, predict_windows
-from raypipe.packaging.roles import role_of
+from raypipe.packaging.roles import UNKNOWN, role_of
 from raypipe.packaging.scale_check import check_scale
 from raypipe.recordings.layout import recording_from_file
+from raypipe.recordings.raw import raw_recordings, raws_in
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.storage.files import write_atomic
@@ -50,7 +52,7 @@ def predict(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Predict recordings, or windows that are given as arrays or as MNE epochs.
+    """Predict recordings, in files or as `mne.io.Raw`, or windows that are given as arrays or as MNE epochs.
 
     Recordings are prepared as the training data were. Windows are taken as they are: filters and references that the
     bundle's data had must be applied before.
@@ -60,7 +62,9 @@ def predict(
     bundle
         A bundle's folder, or a bundle that was read.
     recordings
-        A recording file, or a BIDS folder, whose recordings of the bundle's BIDS tasks are predicted. Also windows
+        A recording file, or a BIDS folder, whose recordings of the bundle's BIDS tasks are predicted. An `mne.io.Raw`,
+        or a list of them, is predicted as its file is: give it as it was recorded; tables beside its file apply, and
+        ``info["bads"]`` beside them. Windows at events need its file's events.tsv. Also windows
         (N, channels, samples) as an array or an iterator over arrays, in volts; or MNE epochs, files of them
         (``sub-*_epo.fif``), or several. They have the length of the bundle's windows or of what its networks see.
     out_csv
@@ -70,7 +74,8 @@ def predict(
         one row per person, where the target is the person's: the mean over all windows, with probabilities that are
         calibrated for people, or the interval of a value.
     subject
-        Of arrays: (N,) subject of each window. Of epochs: as for `from_epochs`; by default ``metadata:subject`` or
+        Of arrays: (N,) subject of each window. Of Raws: a name, or one for each; by default the file's name or
+        ``his_id`` says it. Of epochs: as for `from_epochs`; by default ``metadata:subject`` or
         ``filename:sub``, whichever there is.
     ch_names, sfreq, unit
         Of arrays: names of their channels, in any order, other ones included; their rate (Hz); their unit. Default: the
@@ -106,11 +111,18 @@ def predict(
         require_people(ensemble)
     target = parse_target(ensemble.info.prepare)
     given = WindowFacts(subject, ch_names, sfreq, unit)
-    if holds_windows(recordings, isinstance(target, GivenTarget)):
+    if raws := raws_in(recordings):
+        replace(given, subject=None).check_unused()
+        present = raw_recordings(raws, subject)
+        where = ", ".join(each.key for each in present)
+        table = _predict_recordings(ensemble, where, present, {}, target, level, progress)
+    elif holds_windows(recordings, isinstance(target, GivenTarget)):
         table = predict_windows(ensemble, recordings, given, level, progress)
     else:
         given.check_unused()
-        table = _predict_recordings(ensemble, recordings, target, level, progress)
+        table = _predict_recordings(
+            ensemble, str(recordings), *_find_recordings(recordings, target), target, level, progress
+        )
     if level == "subject":
         left_out = table.attrs["left_out"]
         table = people_table(ensemble, table)
@@ -123,24 +135,33 @@ def predict(
 
 def _predict_recordings(
     ensemble: LoadedEnsemble,
-    recordings: str | Path,
+    where: str,
+    found: list[Recording],
+    left_out: dict[str, str],
     target: Target,
     level: str,
     progress: Progress | None,
 ) -> pd.DataFrame:
-    """Return the table of a recording, or of those of a BIDS folder."""
-    found, left_out = _find_recordings(recordings, target)
+    """Return the table of recordings.
+
+    Parameters
+    ----------
+    where
+        What they are of, for messages.
+    found, left_out
+        The recordings, and what else there is with the reason for leaving it out.
+    """
     lacking: dict[str, str] = {}
     for recipe in ensemble.info.recipes.values() or [ensemble.info]:
         lacking |= lacking_classes(found, target, recipe.prepare.preprocessing)
     left_out |= {f"subject {who}": f"one of the {reason}" for who, reason in lacking.items()}
     found = [recording for recording in found if recording.subject not in lacking]
     if not found:
-        raise UserError(f"{recordings}: {next(iter(lacking.values()))}; give a BIDS folder that has all of them")
+        raise UserError(f"{where}: {next(iter(lacking.values()))}; give a BIDS folder that has all of them")
     tables = _predict_each(ensemble, found, target, level, left_out, progress)
     if not tables:
         raise UserError(
-            f"{recordings}: no window of {ensemble.info.prepare.window:g} s for target '{target.spec}' in "
+            f"{where}: no window of {ensemble.info.prepare.window:g} s for target '{target.spec}' in "
             f"{len(found)} recording(s){''.join(f'; {key}: {why}' for key, why in list(left_out.items())[:1])}"
         )
     table = pd.concat(tables, ignore_index=True)
@@ -234,7 +255,7 @@ def _predict_recording(
         predictions = predictions.mean(axis=0, keepdims=True)
     elif level != "recording":
         table["onset"] = rows["onset"]
-    table["role"] = role_of(ensemble, recording)
+    table["role"] = role_of(ensemble, recording) if recording.subject else UNKNOWN
     table[names] = predictions
     if ensemble.classes:
         table["prediction"] = ensemble.decide(predictions)

@@ -53,7 +53,7 @@ class EegChannels:
     notes: tuple[str, ...] = ()
     """What a user should know of file and channels.tsv, sentences without a full stop."""
     bads: tuple[str, ...] = ()
-    """Those of `names` whose `status` is bad in channels.tsv."""
+    """Those of `names` whose `status` is bad in channels.tsv, or that a Raw marks as bad."""
     has_confirmed_units: bool = False
     """The file and channels.tsv both state the unit of every channel, and agree."""
 
@@ -110,7 +110,10 @@ def eeg_channels(recording: Recording, signal: Signal) -> EegChannels:
         left_out=left_out,
         notes=tuple(note for note in (signal.note, _note(path, rows)) if note),
         bads=tuple(
-            name for name, place in zip(unique, picks, strict=True) if place in row_of and row_of[place].status == "bad"
+            name
+            for name, place in zip(unique, picks, strict=True)
+            if (place in row_of and row_of[place].status == "bad")
+            or signal.channels[place].name in recording.marked_bad
         ),
         has_confirmed_units=all(_is_confirmed(signal, place, row_of.get(place)) for place in picks),
     )

@@ -1,4 +1,4 @@
-"""Read FIF files with MNE."""
+"""Read FIF files, and recordings that MNE has read, with MNE."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,33 +19,29 @@ from raypipe.recordings.signal import Channel, Signal, Span, UnreadableRecording
 
 _GAPS = ("bad_acq_skip",)
 """Annotations, in lower case, of stretches that were not recorded."""
-_SPLICES = ("bad boundary", "edge boundary", "boundary")
+_SPLICES = ("bad boundary", "edge boundary", "boundary", "new segment/")
 """Annotations of times at which recordings were joined."""
 _TAG = struct.Struct(">4i")
 _TYPES = {"stim": "trig"}
 """Types of MNE that channels.tsv calls otherwise."""
 
 
-class FifSignal(Signal):
-    """A FIF file with continuous data, and the files that it was split into.
+class RawSignal(Signal):
+    """The signal of an `mne.io.Raw`, in volts.
 
-    Raises
-    ------
-    UnreadableRecordingError
-        MNE cannot read the file.
+    Parameters
+    ----------
+    raw
+        The recording.
+    path
+        Its file, or what it is called in messages.
     """
 
     unit_source = "format"
 
-    def __init__(self, path: Path) -> None:
-        import mne
-
+    def __init__(self, raw: Any, path: Path) -> None:
         self.path = path
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._raw = mne.io.read_raw_fif(path, preload=False, allow_maxshield=True, verbose="ERROR")
-        for part in self._raw.filenames:
-            _check_whole(Path(part))
+        self._raw = raw
         self._rate = float(self._raw.info["sfreq"])
         types = self._raw.get_channel_types()
         self.channels = tuple(
@@ -93,6 +90,31 @@ class FifSignal(Signal):
         except Exception as error:  # MNE raises exceptions of many types
             raise UnreadableRecordingError(f"{self.path}: its signal cannot be read ({first_line(error)})") from None
         return x_CT
+
+
+class FifSignal(RawSignal):
+    """A FIF file with continuous data, and the files that it was split into.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        MNE cannot read the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        raw = read_raw(path)
+        for part in raw.filenames:
+            _check_whole(Path(part))
+        super().__init__(raw, path)
+
+
+def read_raw(path: Path) -> Any:
+    """Return a FIF file as MNE reads it, without its samples."""
+    import mne
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return mne.io.read_raw_fif(path, preload=False, allow_maxshield=True, verbose="ERROR")
 
 
 def _check_whole(path: Path) -> None:

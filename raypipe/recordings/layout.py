@@ -128,6 +128,11 @@ def recording_from_file(path: str | Path) -> Recording:
         raise UserError(f"{path}: no such file")
     if path.suffix.lower() not in EXTENSIONS:
         raise UserError(f"{path}: not a supported format ({', '.join(EXTENSIONS)})")
+    return recording_at(path)
+
+
+def recording_at(path: Path) -> Recording:
+    """Make a `Recording` of a path, with labels from its name."""
     root = next((folder.parent for folder in path.parents if _label_of(folder, "sub")), path.parent)
     return _parse(path, root)
 

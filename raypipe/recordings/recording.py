@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raypipe.recordings.remote_bids import RemoteBids
-from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.recordings.signal import Signal, UnreadableRecordingError
 
 _EDF_FIXED_HEADER = 256
 """Bytes of the fixed part of the header of an EDF or BDF file."""
@@ -85,6 +85,17 @@ class Recording:
         """Return the folders whose tables may apply, from the recording's own to the root."""
         inside = [folder for folder in self.path.parents if folder.is_relative_to(self.root)]
         return inside or [self.path.parent]
+
+    def open_signal(self) -> Signal:
+        """Open the recording; see `raypipe.recordings.formats.open_signal`."""
+        from raypipe.recordings.formats import open_signal
+
+        return open_signal(self.path)
+
+    @property
+    def marked_bad(self) -> frozenset[str]:
+        """Return channels that are bad though channels.tsv does not say so."""
+        return frozenset()
 
     def companions(self) -> list[Path]:
         """Return the other files that hold parts of the signal and exist."""
