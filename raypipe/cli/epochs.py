@@ -13,7 +13,8 @@ from raypipe.core.errors import UserError
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
 
-OPTIONS = ("epochs", "subject", "target", "out", "groups", "channels", "crop", "dtype", "metric")
+STORED = ("groups", "crop", "dtype", "metric", "max_windows", "min_windows", "seed")
+OPTIONS = ("epochs", "subject", "target", "out", "channels", *STORED)
 """Options of `prepare` that `--epochs` takes."""
 
 
@@ -43,5 +44,5 @@ def prepare_epochs(context: typer.Context, channels: Sequence[str] | None) -> Wi
             out=options["out"],
             channels=channels,
             progress=counter,
-            **{name: options[name] for name in ("groups", "crop", "dtype", "metric")},
+            **{name: options[name] for name in STORED},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -280,7 +281,8 @@ def predict(
     from raypipe.packaging.bundle import load_ensemble
     from raypipe.packaging.predict import predict as run_bundle
 
-    with ProgressCounter(console, "predicting") as counter:
+    with ProgressCounter(console, "predicting") as counter, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what it says is printed below
         ensemble = load_ensemble(bundle, device=device, trust_code=trust_code)
         table = run_bundle(
             ensemble, recordings, out, level=cast("PredictionLevel", level), subject=subject, progress=counter
@@ -289,6 +291,8 @@ def predict(
     roles = [f"{n} {ROLES[role]}" for role, n in counts.items() if n or role != "unknown"]
     rows = "people" if level == "subject" else f"{level}s"
     write(f"{out}: {len(table)} {rows}: {', '.join(roles)}")
+    if "not_applied" in table.attrs:
+        write(table.attrs["not_applied"])
     for key, reasons in table.attrs["left_out"].items():
         write(f"left out: {key}: {reasons}")
 

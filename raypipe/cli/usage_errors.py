@@ -40,7 +40,12 @@ def explain(error: Any, words: Sequence[str]) -> str:
     name, wanted = _name_of(param), _help_of(param)
     if kind == "MissingParameter":
         return f"{verb}: {name} is missing{wanted}"
-    problem = message.removeprefix(f"option '{name}' ").partition(", unable")[0].replace("input should", "must")
+    problem = (
+        message.removeprefix("value error, ")
+        .removeprefix(f"option '{name}' ")
+        .partition(", unable")[0]
+        .replace("input should", "must")
+    )
     return f"{verb} {name}{_values_of(param, words)}: {problem}{wanted}"
 
 

@@ -77,9 +77,14 @@ class NonFiniteError(Exception):
     """The training loss, its gradient or the score is not finite."""
 
 
+_PATH = re.compile(r"(?:Posix|Windows)?Path\('([^']*)'\)")
+"""How Python shows the objects that paths are, in messages of other packages."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, at most 300 characters; its type where it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _PATH.sub(r"\1", line)[:300]
 
 
 def disk_full(error: OSError, where: object) -> DiskFullError | None:

@@ -63,6 +63,9 @@ def from_arrays(
     crop: float | None = None,
     dtype: str = "float32",
     metric: str | None = None,
+    max_windows: int | None = None,
+    min_windows: int | None = None,
+    seed: int = 0,
     progress: Progress = no_progress,
 ) -> WindowStore:
     """Write a store of windows that are given as arrays, with their targets.
@@ -109,6 +112,9 @@ def from_arrays(
         Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
     metric
         Metric of sweeps over the windows that name none (see `prepare`). Default: auc or nrmse.
+    max_windows, min_windows, seed
+        Windows of a person, as for `prepare`: of more than `max_windows`, so many are drawn by `seed`; people with
+        fewer than `min_windows` are left out.
     progress
         Called with the windows done, their total and a short text.
 
@@ -131,8 +137,9 @@ def from_arrays(
     """
     labelled: dict[str, Any] = {"groups": groups, "recording": recording, "onset": onset, "kind": kind, "name": name}
     stored: dict[str, Any] = {"crop": crop, "dtype": dtype, "metric": metric, "progress": progress}
+    limits: dict[str, Any] = {"max_windows": max_windows, "min_windows": min_windows, "seed": seed}
     return store_of_arrays(
-        SOURCE, X_NCT, y, subject, sfreq=sfreq, ch_names=ch_names, out=out, unit=unit, **labelled, **stored
+        SOURCE, X_NCT, y, subject, sfreq=sfreq, ch_names=ch_names, out=out, unit=unit, **labelled, **stored, **limits
     )
 
 
@@ -155,6 +162,7 @@ def store_of_arrays(
     dtype: str,
     metric: str | None,
     progress: Progress,
+    **limits: int | None,
 ) -> WindowStore:
     """Write a store as `from_arrays` does, which documents the arguments; `source` names its target."""
     channels = _channels(ch_names)
@@ -168,7 +176,7 @@ def store_of_arrays(
     keys = recording_keys(subjects, names)
     group_of = None if groups is None else read_groups(groups, subjects)
     spec, grouped = given_spec(source, name, labels), None if groups is None else "groups"
-    asked = given_settings(spec, crop=crop, dtype=dtype, metric=metric, groups=grouped)
+    asked = given_settings(spec, crop=crop, dtype=dtype, metric=metric, groups=grouped, **limits)
     metric_for(labels.kind, metric, asked.target)  # fails before anything is written
     blocks = in_microvolts(array_blocks(x_NCT, len(subjects)), channels, volts)
     first = next(blocks, None)
@@ -279,8 +287,8 @@ def _check_finite(x_NCT: NDArray[np.float64], done: int) -> None:
         place = int(np.argmax(is_odd_N))
         count = int((~(np.abs(x_NCT[place]) < MAX_SAMPLE)).sum())
         raise UserError(
-            f"X: window {done + place} has {count} samples that are NaN or infinite; leave such windows out, of y and "
-            "subject too"
+            f"X: window {done + place} has {count} samples that are NaN or infinite; leave out such windows, and what "
+            "is said of them"
         )
 
 

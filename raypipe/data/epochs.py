@@ -83,6 +83,9 @@ def from_epochs(
     crop: float | None = None,
     dtype: str = "float32",
     metric: str | None = None,
+    max_windows: int | None = None,
+    min_windows: int | None = None,
+    seed: int = 0,
     progress: Progress = no_progress,
 ) -> WindowStore:
     """Write a store of windows that are MNE epochs, with their targets.
@@ -110,7 +113,7 @@ def from_epochs(
         split.
     channels
         Names of EEG channels. Default: all, which must then be the same in all files.
-    crop, dtype, metric
+    crop, dtype, metric, max_windows, min_windows, seed
         See `from_arrays`.
     progress
         Called with the epochs done, their total and a short text.
@@ -133,8 +136,9 @@ def from_epochs(
     >>> from_epochs("sub-*_epo.fif", subject="filename:sub", target="metadata:rt", out="store")  # doctest: +SKIP
     """
     stored: dict[str, Any] = {"crop": crop, "dtype": dtype, "metric": metric, "progress": progress}
+    limits: dict[str, Any] = {"max_windows": max_windows, "min_windows": min_windows, "seed": seed}
     return store_of_epochs(
-        SOURCE, epochs, subject=subject, target=target, out=out, groups=groups, channels=channels, **stored
+        SOURCE, epochs, subject=subject, target=target, out=out, groups=groups, channels=channels, **stored, **limits
     )
 
 
@@ -151,6 +155,7 @@ def store_of_epochs(
     dtype: str,
     metric: str | None,
     progress: Progress,
+    **limits: int | None,
 ) -> WindowStore:
     """Write a store as `from_epochs` does, which documents the arguments; `source` names its target."""
     wanted, ledger = parse_target(target), Ledger()
@@ -170,6 +175,7 @@ def store_of_epochs(
         groups=groups,
         channels=None if channels is None else tuple(channels),
         subject=subject if isinstance(subject, str) and source == SOURCE else None,
+        **limits,
     )
     metric_for(labels.kind, metric, settings.target)
     facts = sources[0].facts

@@ -24,6 +24,7 @@ from raypipe.data.scales import check_usual_scale, other_scales, scale_notes
 from raypipe.data.shards import ShardRecord, shard_path, write_shard_record
 from raypipe.data.store_writer import write_store
 from raypipe.data.target_base import Labels
+from raypipe.data.window_limits import check_limits
 from raypipe.data.window_store import WindowStore
 from raypipe.data.window_writer import WindowWriter
 from raypipe.data.windower import MISSING_SAMPLES, Window
@@ -272,4 +273,5 @@ def given_settings(spec: str, **asked: Any) -> Settings:
     settings = parse_settings(target=spec, **unset | asked)
     if settings.crop is not None and not 0 < settings.crop < math.inf:
         raise UserError(f"crop {settings.crop:g}: must be greater than 0")
+    check_limits(settings)
     return settings

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.manifest import Plan, Settings
-from raypipe.data.preprocessing import check_baseline, check_values, misfit
+from raypipe.data.preprocessing import check_baseline, check_values, misfit, shown
 from raypipe.data.spatial import check_montage
 from raypipe.data.target_base import Target
 from raypipe.data.unfit import refuses_data
@@ -63,7 +63,8 @@ def parse_settings(**asked: Any) -> Settings:
         return Settings(**asked)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"{problem['loc'][0]} {problem['input']!r}: {problem['msg']}") from None
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        raise UserError(f"{problem['loc'][0]} {shown(problem['input'])}: {message}") from None
 
 
 def check_settings(target: Target, asked: Settings) -> None:

@@ -94,7 +94,7 @@ def parse_preprocessing(
     try:
         steps = Preprocessing.model_validate(asked)
     except ValidationError as error:
-        raise UserError(describe_problem(first_problem(error))) from None
+        raise UserError(describe_problem(first_problem(error)).replace("Input should be", "must be")) from None
     return steps
 
 

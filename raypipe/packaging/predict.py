@@ -55,7 +55,7 @@ def predict(
     """Predict recordings, in files or as `mne.io.Raw`, or windows that are given as arrays or as MNE epochs.
 
     Recordings are prepared as the training data were. Windows are taken as they are: filters and references that the
-    bundle's data had must be applied before.
+    bundle's data had must be applied before. Where it had some, a UserWarning names them.
 
     Parameters
     ----------
@@ -96,7 +96,8 @@ def predict(
         or where a bundle aligns subjects, on the subject's recordings. Of a person's value, `low` and `high` are an
         interval that is to contain the target of 90 % of new people (docs/ensembles.md); they are missing where the run
         has fewer than nine people, or no nested predictions. ``attrs["left_out"]`` says, by recording, what was not
-        predicted and why: windows with missing samples, or a file of a folder that cannot be read.
+        predicted and why: windows with missing samples, or a file of a folder that cannot be read. Of given windows,
+        ``attrs["not_applied"]`` names the steps of preprocessing that the bundle's data had, if there are any.
 
     Raises
     ------
@@ -124,9 +125,9 @@ def predict(
             ensemble, str(recordings), *_find_recordings(recordings, target), target, level, progress
         )
     if level == "subject":
-        left_out = table.attrs["left_out"]
+        said = table.attrs
         table = people_table(ensemble, table)
-        table.attrs["left_out"] = left_out
+        table.attrs = said
     if out_csv is not None:
         text = table.to_csv(index=False, float_format="%.7g")
         write_atomic(Path(out_csv), lambda file: file.write(text.encode()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from raypipe.data.epochs_files import EpochsSource, find_epochs, is_epochs
 from raypipe.data.given_labels import read_subjects, recording_keys
 from raypipe.data.given_windows import check_channel_names, given_recording
 from raypipe.data.plan import RATE_TOLERANCE
+from raypipe.data.preprocessing import flags
 from raypipe.data.scales import MAX_RATIO
 from raypipe.data.windower import MISSING_SAMPLES
 from raypipe.packaging.bundle import LoadedEnsemble
 from raypipe.packaging.roles import UNKNOWN, role_of
 
 BATCH_SIZE = 64
+NOT_APPLIED = "the given windows are taken as they are, so they must have had what the bundle's data had: {}"
 _EPOCHS_FILE = re.compile(r"[-_]epo(?:-\d+)?\.fif(?:\.gz)?$", re.IGNORECASE)
 
 
@@ -120,6 +123,9 @@ def predict_windows(
     found.attrs["left_out"] = {
         key: ", ".join(f"{n} {what}" for what, n in lost.items()) for key, lost in left_out.items() if +lost
     }
+    if steps := flags(ensemble.info.prepare.preprocessing):
+        found.attrs["not_applied"] = NOT_APPLIED.format(" ".join(steps))
+        warnings.warn(found.attrs["not_applied"], stacklevel=3)
     return found
 
 

@@ -33,10 +33,11 @@ def files(tmp_path_factory) -> Path:
 def test_files_of_epochs_become_windows_and_the_report_knows_the_command(files, tmp_path, monkeypatch, capsys):
     options = ["--subject", "filename:sub", "--target", "event", "--out", tmp_path / "store"]
     more = ["--crop", "0.5", "--channels", "Oz,Cz", "--groups", "metadata:site", "--metric", "f1", "--dtype", "float16"]
+    more += ["--max-windows", "5", "--min-windows", "2", "--seed", "3"]
     assert run("prepare", "--epochs", files / "sub-*_epo.fif", *options, *more) == 0
     out = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("preparing")]
     assert out[0].startswith(
-        f"{tmp_path / 'store'}: 24 windows of 2 channels x 100 samples at 100 Hz from 4 recordings"
+        f"{tmp_path / 'store'}: 20 windows of 2 channels x 100 samples at 100 Hz from 4 recordings"
     )
     assert out[1:3] == ["recordings: 4 found, 4 used, 0 left out", "people: 4 found, 4 used, 0 left out"]
     settings = read_manifest(tmp_path / "store").settings
@@ -62,6 +63,9 @@ def test_several_patterns_are_one_store(files, tmp_path):
         (["--epochs", "*.fif", "--band", "1", "40"], "--band: not with --epochs"),
         (["--epochs", "*.fif", "--skip-unreadable"], "--skip-unreadable: not with --epochs"),
         (["--epochs", "*.fif"], "*.fif: no file fits"),
+        (["--epochs", "FOUND", "--max-windows", "0"], "max_windows 0: must be at least 1"),
+        (["--epochs", "FOUND", "--dtype", "int8"], "dtype int8: must be 'float16' or 'float32'"),
+        (["BIDS", "--align", "foo"], "prepare --align foo: 'foo' is not one of 'recording', 'subject'"),
         (["--epochs", "FOUND", "--target", "participants:age"], "target 'participants:age': epochs take event"),
     ],
 )
@@ -73,3 +77,11 @@ def test_wrong_combinations_are_one_line(files, tmp_path, monkeypatch, capsys, w
     captured = capsys.readouterr()
     assert message in captured.err and len(captured.err.splitlines()) == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_a_recording_in_place_of_epochs_is_named_as_a_path(tmp_path, capsys):
+    path = tmp_path / "sub-01_eeg.bdf"
+    path.write_bytes(b"\xffBIOSEMI" + b" " * 600)
+    assert run("prepare", "--epochs", path, "--target", "event", "--out", tmp_path / "store") == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"raypipe: error: {path}: not a FIF file of MNE epochs") and "PosixPath" not in line

@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
+from raypipe.data.arrays import from_arrays
+from raypipe.data.epochs import from_epochs
 from raypipe.data.prepare import prepare
 from raypipe.data.window_limits import spread_draw
 from raypipe.simulation.contrast_change import simulate
+from tests.support.given import Given, save_epochs, simulate_windows, write_bids
 
 TARGET = "participants:age"
 
@@ -83,3 +86,25 @@ def test_recordings_of_which_nothing_is_drawn_are_counted(bids, tmp_path):
     store = prepare(bids, TARGET, tmp_path / "store", jobs=1, max_windows=1)
     (left_out,) = store.manifest.accounting.recordings_left_out
     assert left_out.person == "SIM0000" and left_out.reason == "of which no window was drawn"
+
+
+def test_given_windows_have_the_limits_of_recordings(tmp_path):
+    windows = simulate_windows(subjects=4, each=10)
+    keep = np.ones(40, bool)
+    keep[:7] = False  # three windows are left of the first person
+    some = Given(windows.X[keep], windows.y[keep], windows.subject[keep])
+    limits = {"max_windows": 6, "min_windows": 5, "seed": 4}
+    cut = prepare(
+        write_bids(tmp_path / "bids", some), "events:left,right", tmp_path / "cut", jobs=1, window=1.0, **limits
+    )
+    arrays = from_arrays(**some.arguments(out=tmp_path / "arrays"), **limits)
+    (tmp_path / "files").mkdir()
+    save_epochs(tmp_path / "files", some)
+    epochs = from_epochs(tmp_path / "files" / "*.fif", subject="filename:sub", out=tmp_path / "epochs", **limits)
+    for store in (arrays, epochs):
+        assert store.table["digest"].tolist() == cut.table["digest"].tolist() and len(store) == 18
+        parts = store.manifest.accounting.parts_left_out
+        assert parts["windows of people with fewer than 5"] == {"01": 3}
+        assert parts == cut.manifest.accounting.parts_left_out
+    with pytest.raises(UserError, match="seed 4: draws the windows of max_windows, which is not given"):
+        from_arrays(**some.arguments(out=tmp_path / "other"), seed=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import mne
 import numpy as np
@@ -162,6 +163,23 @@ def test_a_bundle_that_aligns_recordings_takes_no_windows(bundle):
     ensemble.info = ensemble.info.model_copy(update={"prepare": ensemble.info.prepare.model_copy(update=aligned)})
     with pytest.raises(UserError, match="aligns the windows of each recording"):
         raypipe.predict(ensemble, X)
+
+
+def test_steps_that_given_windows_go_past_are_said_once(bundle, tmp_path, capsys):
+    ensemble = raypipe.load_ensemble(bundle)
+    steps = {"preprocessing": Preprocessing(notch=(50.0,), band=(1.0, 40.0), reference="average")}
+    ensemble.info = ensemble.info.model_copy(update={"prepare": ensemble.info.prepare.model_copy(update=steps)})
+    said = (
+        "the given windows are taken as they are, so they must have had what the bundle's data had: --notch 50 --band "
+        "1 40 --reference average"
+    )
+    with pytest.warns(UserWarning, match=f"^{said}$") as caught:
+        table = raypipe.predict(ensemble, WINDOWS.X, subject=WINDOWS.subject)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert table.attrs["not_applied"] == said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "not_applied" not in raypipe.predict(bundle, WINDOWS.X).attrs
 
 
 def test_what_recordings_say_themselves_is_refused(bundle, tmp_path):
