@@ -329,7 +329,7 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
         ({"reject": 0}, "reject 0: must be greater than 0 uV"),
         ({"flat": -1}, "flat -1: must be greater than 0 uV"),
         ({"reject": 10, "flat": 10}, r"reject 10: must be above flat \(10 uV\)"),
-        ({"reject": float("inf")}, "reject: Input should be a finite number"),
+        ({"reject": float("inf")}, "reject: must be a finite number"),
         ({"align": "riemann"}, "align: Input should be 'recording' or 'subject'"),
         ({"reference": []}, "reference : needs average, or names of channels"),
         ({"reference": ["M1", "M1"]}, "reference M1,M1: needs average, or names of channels, each once"),
