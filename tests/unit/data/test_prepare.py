@@ -236,7 +236,7 @@ def test_a_second_prepare_at_the_same_time_is_refused(bids, out):
     [
         (TARGET, {"sfreq": 0}, "sfreq 0: must be greater than 0"),
         (TARGET, {"window": -1}, "window -1: must be greater than 0"),
-        (TARGET, {"window": float("nan")}, "window nan: Input should be a finite number"),
+        (TARGET, {"window": float("nan")}, "window nan: must be a finite number"),
         (TARGET, {"stride": 1.0}, "its windows are placed at events; leave out stride"),
         (
             "participants:age",
@@ -251,7 +251,7 @@ def test_a_second_prepare_at_the_same_time_is_refused(bids, out):
         (TARGET, {"channels": ["E1", "E1"]}, "a name is given twice"),
         (TARGET, {"channels": []}, "the list is empty"),
         (TARGET, {"channels": ["E1", "Czz"]}, "no EEG channel 'Czz'; did you mean 'Cz'"),
-        (TARGET, {"dtype": "int8"}, "dtype 'int8': Input should be 'float16' or 'float32'"),
+        (TARGET, {"dtype": "int8"}, "dtype int8: must be 'float16' or 'float32'"),
         (TARGET, {"metric": "f1"}, f"--metric f1: target '{TARGET}' predicts values; use one of nrmse, rmse, mae"),
         (TARGET, {"metric": "nmrse"}, "--metric nmrse: there is no such metric; did you mean 'nrmse'"),
         (TARGET, {"jobs": 0}, "jobs 0: must be at least 1"),
