@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.core.errors import DiskFullError, InterruptedSweepError, UserError
-from raypipe.core.options import SweepOptions, document_options
+from raypipe.core.options import FIXED, SweepOptions, document_options
 from raypipe.reporting.run import Run
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def sweep(
     """Search a space over subject folds, and continue a run that exists.
 
     Nothing outside the call is changed: neither environment variables nor standard output, warning filters or signal
-    handlers. KeyboardInterrupt stops the sweep; the same call continues it.
+    handlers. KeyboardInterrupt stops the sweep; the same call continues it. In a notebook, the first interrupt of the
+    kernel lets the epochs under way end, and a second one stops at once.
 
     Parameters
     ----------
@@ -127,7 +128,8 @@ def sweep(
         Pretrained run or exported encoder, from which configurations with ``init/name=pretrained`` start. It is copied
         into a new run. Ignored if `run` exists.
     callback
-        Called at every event, such as `PrintProgress`.
+        Called at every event, such as `PrintProgress`. None: in a notebook the cell shows the progress, elsewhere
+        nothing is shown. ``SweepCallback()`` shows nothing anywhere.
     stop
         When another thread sets it, no trial starts and running trials stop after the epoch under way.
     {options}
@@ -150,13 +152,17 @@ def sweep(
     --------
     >>> sweep("smoke", "demo/store", "demo/run", trials=2, folds=4)  # doctest: +SKIP
     """
-    from raypipe.search import sweep as search
+    from raypipe.reporting.notebook import cell
 
-    return Run(
-        search.sweep(space, data, run, warm_start=warm_start, init=init, callback=callback, stop=stop, **options)
-    )
+    with cell(callback, stop) as (callback, stop):
+        from raypipe.search import sweep as search
+
+        return Run(
+            search.sweep(space, data, run, warm_start=warm_start, init=init, callback=callback, stop=stop, **options)
+        )
 
 
+@document_options(SweepOptions, unchanged=FIXED)
 def resume(
     run: Run | str | Path,
     *,
@@ -164,7 +170,7 @@ def resume(
     stop: StopRequest | None = None,
     **changes: Any,
 ) -> Run:
-    """Continue a run with its own options.
+    """Continue a run with its own options. Those that are given replace them.
 
     Parameters
     ----------
@@ -172,8 +178,7 @@ def resume(
         A run that a sweep was started in.
     callback, stop
         See `sweep`.
-    **changes
-        Options of `sweep` that replace those of the run, such as ``trials=60`` or ``time_budget="2h"``.
+    {options}
 
     Returns
     -------
@@ -185,11 +190,15 @@ def resume(
     UserError, InterruptedSweepError, LeakError
         See `sweep`. UserError also if no sweep was started in the run.
     """
-    from raypipe.search import sweep as search
+    from raypipe.reporting.notebook import cell
 
-    return Run(search.resume(_where(run), callback=callback, stop=stop, **changes))
+    with cell(callback, stop) as (callback, stop):
+        from raypipe.search import sweep as search
+
+        return Run(search.resume(_where(run), callback=callback, stop=stop, **changes))
 
 
+@document_options(SweepOptions, unchanged=FIXED)
 def rerun(
     run: Run | str | Path,
     *,
@@ -201,8 +210,8 @@ def rerun(
 ) -> Run:
     """Train the best trials of a run again on new seeds, as trials of the same run on the same folds.
 
-    Called again after a crash, it trains what is missing. The run's time budget and GPU-hours do not count, unless
-    `changes` has some.
+    Options of the sweep that are given replace those of the run. Called again after a crash, it trains what is missing.
+    The run's time budget and GPU-hours do not count, unless they are given.
 
     Parameters
     ----------
@@ -214,8 +223,7 @@ def rerun(
         New seeds for each of them.
     callback, stop
         See `sweep`.
-    **changes
-        Options of `sweep` that replace those of the run.
+    {options}
 
     Returns
     -------
@@ -227,9 +235,12 @@ def rerun(
     UserError, InterruptedSweepError, LeakError
         See `sweep`. UserError also if no trial is complete.
     """
-    from raypipe.search import sweep as search
+    from raypipe.reporting.notebook import cell
 
-    return Run(search.rerun(_where(run), top=top, seeds=seeds, callback=callback, stop=stop, **changes))
+    with cell(callback, stop) as (callback, stop):
+        from raypipe.search import sweep as search
+
+        return Run(search.rerun(_where(run), top=top, seeds=seeds, callback=callback, stop=stop, **changes))
 
 
 def fit_ensemble(
@@ -328,3 +339,7 @@ def export(
 
 def _where(run: Run | str | Path) -> str | Path:
     return run.where if isinstance(run, Run) else run
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

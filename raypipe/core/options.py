@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -129,6 +129,10 @@ class SweepOptions(FrozenModel):
     """Where curves are logged: tensorboard, mlflow, wandb, or none. Several may be given."""
 
 
+FIXED = ("folds", "repeats", "held_out", "seed", "metric")
+"""Options of a sweep that a run keeps for good."""
+
+
 class PretrainOptions(FrozenModel):
     """Options of pretraining. The seed, the folds and the held-out subjects are fixed when the run is created."""
 
@@ -184,17 +188,36 @@ def default_of(options: type[BaseModel], name: str) -> str:
     return f"{shown}: {flag.unset}" if flag.unset else shown
 
 
-def document_options(options: type[BaseModel]) -> Callable[[Function], Function]:
-    """List options in a function's signature and, in place of ``{options}``, in its docstring."""
+def document_options(
+    options: type[BaseModel], *, unchanged: Collection[str] | None = None
+) -> Callable[[Function], Function]:
+    """List options in a function's signature and, in place of ``{options}``, in its docstring.
+
+    Parameters
+    ----------
+    options
+        Model of the options.
+    unchanged
+        Options that cannot be changed and are left out; the others have the default None, which keeps that of the run.
+        None: all options, with their own defaults.
+    """
+    fields = {name: field for name, field in options.model_fields.items() if name not in (unchanged or ())}
+    kept = unchanged is not None
     described = {
-        name: f"{help_of(options, name)} Default: {default_of(options, name)}." for name in options.model_fields
+        name: f"{help_of(options, name)} Default: {'that of the run' if kept else default_of(options, name)}."
+        for name in fields
     }
     text = "\n".join(
         f"    {name}\n{textwrap.indent(textwrap.fill(each, 112), ' ' * 8)}" for name, each in described.items()
     )
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-        for name, field in options.model_fields.items()
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if kept else field.default,
+            annotation=field.annotation | None if kept and field.annotation else field.annotation,
+        )
+        for name, field in fields.items()
     ]
 
     def document(function: Function) -> Function:

@@ -121,7 +121,7 @@ class EnsembleRecord(OwnedRecord):
         return [Member(*pair) for pair in zip(self.trials, self.epochs, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ensemble:
     """Members and how they are combined: a weighted mean, or a rule (`raypipe.models.combine`) applied fold by fold."""
 
@@ -271,6 +271,15 @@ class Ensemble:
             top=record.top,
             excluded=record.left_out,
         )
+
+    def __repr__(self) -> str:
+        """Return the run, the method and the verdict."""
+        return f"Ensemble({self.run.where!r}, method {self.method!r}): {self.verdict}"
+
+    def _repr_html_(self) -> str:
+        from raypipe.ensembles.notebook import ensemble_html
+
+        return ensemble_html(self)
 
     def render(self) -> Group:
         """Return verdict, score table, members and notes for a terminal of 80 columns."""

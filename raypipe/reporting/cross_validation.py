@@ -12,6 +12,7 @@ from raypipe.storage.outer_run import OuterRun
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raypipe.core.progress import Progress
     from raypipe.core.search_space import Space
     from raypipe.core.stop import StopRequest
     from raypipe.core.store_names import Data
@@ -53,15 +54,25 @@ class CrossValidation:
         """Runs of the parts that are begun."""
         return [Run(run) for run in self.store.runs]
 
-    def ensemble(self, *, top: int = 10, method: str = "auto", **options: Any) -> CrossValidation:
+    def ensemble(
+        self,
+        *,
+        top: int = 10,
+        method: str = "auto",
+        max_members: int | None = None,
+        max_mb: float | None = None,
+        distilled: bool = False,
+        device: str | None = None,
+        progress: Progress | None = None,
+    ) -> CrossValidation:
         """Fit and save the ensemble of every part, and score it once on the subjects that the part holds out.
 
         Parts whose ensemble is up to date are left as they are.
 
         Parameters
         ----------
-        top, method, **options
-            Options of `raypipe.fit_ensemble`, which also describes the errors.
+        top, method, max_members, max_mb, distilled, device, progress
+            See `raypipe.fit_ensemble`, which also describes the errors.
 
         Returns
         -------
@@ -70,7 +81,16 @@ class CrossValidation:
         """
         from raypipe.ensembles.outer import fit_parts
 
-        fit_parts(self.store, top=top, method=method, **options)
+        fit_parts(
+            self.store,
+            top=top,
+            method=method,
+            max_members=max_members,
+            max_mb=max_mb,
+            distilled=distilled,
+            device=device,
+            progress=progress,
+        )
         return self
 
     @property
@@ -175,7 +195,10 @@ def cross_validate(
     --------
     >>> cross_validate("smoke", "demo/store", "demo/cv", trials=2, folds=3)  # doctest: +SKIP
     """
-    from raypipe.search.outer import sweep_outer
+    from raypipe.reporting.notebook import cell
 
-    done = sweep_outer(space, data, run, outer=outer, init=init, callback=callback, stop=stop, **options)
+    with cell(callback, stop) as (callback, stop):
+        from raypipe.search.outer import sweep_outer
+
+        done = sweep_outer(space, data, run, outer=outer, init=init, callback=callback, stop=stop, **options)
     return CrossValidation(done.where)

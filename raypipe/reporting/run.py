@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raypipe.core.progress import Progress
     from raypipe.ensembles.chance import ChanceTest
     from raypipe.ensembles.fitted import Ensemble
 
@@ -42,7 +43,26 @@ class Run:
         self.store = run if isinstance(run, RunStore) else RunStore.open(run)
 
     def __repr__(self) -> str:
-        return f"Run({self.where!r})"
+        """Return folder, target, trials, the best score, and whether held-out people were scored."""
+        return f"Run({self.where!r}): {self._facts('target ' + self.store.info.target)}"
+
+    def _facts(self, first: str) -> str:
+        from raypipe.core.errors import UserError
+        from raypipe.reporting.notebook import run_facts
+
+        try:
+            return f"{first}, {run_facts(self.store).line()}"
+        except UserError as error:  # a damaged record is no reason for an object without a text
+            return f"{first}; {error}"
+
+    def _repr_html_(self) -> str | None:
+        from raypipe.core.errors import UserError
+        from raypipe.reporting.notebook import run_html
+
+        try:
+            return run_html(self.store)
+        except UserError:
+            return None
 
     @property
     def where(self) -> str:
@@ -51,38 +71,36 @@ class Run:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per trial: state, score, score of each fold, seconds, failure and parameters."""
-        from raypipe.reporting.trial_table import trials_table
+        """One row per trial: state and score, the parameters that vary, then folds, times, failures and the others."""
+        from raypipe.reporting.trial_table import trials_table, varied_parameters
 
-        return trials_table(self.store)
+        table = trials_table(self.store)
+        first = ["state", "score", *varied_parameters(table)]
+        return table[[*first, *(name for name in table if name not in first)]]
 
-    def oof(self, number: int) -> pd.DataFrame:
-        """Return the out-of-fold predictions of a trial.
+    def oof(self, number: int | None = None) -> pd.DataFrame:
+        """Return the out-of-fold predictions of a trial, with the targets.
 
         Parameters
         ----------
         number
-            Number of the trial.
+            Number of the trial. None: the best one.
 
         Returns
         -------
         pandas.DataFrame
-            One row per window, and per repeat where folds are repeated: ``window``, ``fold``, and ``prediction`` in
-            target units, or one column of probabilities per class.
+            One row per window, and per repeat where folds are repeated: ``window``, its number in the store;
+            ``subject``; ``target``, a value or a class; ``fold``; and ``prediction`` in target units, or
+            ``probability_CLASS`` for each class and the most probable one as ``prediction``.
 
         Raises
         ------
         UserError
-            The trial has no predictions, or they are damaged.
+            The trial has no predictions, they are damaged, or the run's windows are not there.
         """
-        import pandas as pd
+        from raypipe.reporting.oof_table import oof_table
 
-        oof = self.store.oof(number)
-        names = self.store.info.classes or ["prediction"]
-        table = pd.DataFrame(oof.predictions, columns=pd.Index(names))
-        table.insert(0, "window", oof.windows)
-        table.insert(1, "fold", oof.folds)
-        return table
+        return oof_table(self.store, number)
 
     def status(self) -> str:
         """Return what ``raypipe status`` prints: trials, scores, failures and time left."""
@@ -94,17 +112,36 @@ class Run:
         show_status(PlainConsole(file=text, width=120), read_status(self.store))
         return text.getvalue()
 
-    def ensemble(self, **options: Any) -> Ensemble:
+    def ensemble(
+        self,
+        *,
+        top: int = 10,
+        method: str = "auto",
+        max_members: int | None = None,
+        max_mb: float | None = None,
+        distilled: bool = False,
+        device: str | None = None,
+        progress: Progress | None = None,
+    ) -> Ensemble:
         """Fit an ensemble with `raypipe.fit_ensemble`, and save it in the run.
 
         Parameters
         ----------
-        **options
-            Options of `raypipe.fit_ensemble`, which also describes the result and the errors.
+        top, method, max_members, max_mb, distilled, device, progress
+            See `raypipe.fit_ensemble`, which also describes the result and the errors.
         """
         from raypipe.ensembles.fit import fit_ensemble
 
-        fitted = fit_ensemble(self.store, **options)
+        fitted = fit_ensemble(
+            self.store,
+            top=top,
+            method=method,
+            max_members=max_members,
+            max_mb=max_mb,
+            distilled=distilled,
+            device=device,
+            progress=progress,
+        )
         fitted.save()
         return fitted
 
@@ -143,27 +180,29 @@ class Run:
         Returns
         -------
         pathlib.Path or str
-            Path of the file, or its URI where the run is behind one.
+            Path of the file, which a notebook shows, or its URI where the run is behind one.
 
         Raises
         ------
         UserError
             A record of the run is damaged.
         """
+        from raypipe.reporting.notebook import ReportFile
         from raypipe.reporting.report import write_report
 
-        return write_report(self.store, out)
+        where = write_report(self.store, out)
+        return where if isinstance(where, str) else ReportFile(where)
 
-    def export(self, out: str | Path, **options: Any) -> Path:
+    def export(self, out: str | Path, *, format: str | None = None, also: Run | str | Path | None = None) -> Path:
         """Write the saved ensemble with `raypipe.export`, which describes the options, the result and the errors.
 
         Parameters
         ----------
         out
             Folder of the bundle, or file of a graph or a submission.
-        **options
-            Options of `raypipe.export`.
+        format, also
+            See `raypipe.export`.
         """
         from raypipe.packaging.export import export
 
-        return export(self.where, out, **options)
+        return export(self.where, out, format=format, also=also.where if isinstance(also, Run) else also)

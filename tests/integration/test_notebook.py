@@ -91,3 +91,44 @@ def test_from_recordings_to_an_ensemble(tmp_path):
     assert "(4, 1)" in texts(fitted) and "NRMSE" in texts(fitted)
     assert "text/html" in fitted["outputs"][-1]["data"], "the trials are a table"
     assert (tmp_path / "run/report.html").is_file()
+
+
+INTERRUPTED = """
+    class Interrupt(raypipe.SweepCallback):
+        def on_epoch(self, number, epoch, score, fold_scores):
+            os.kill(os.getpid(), signal.SIGINT)  # what a kernel is sent by its stop button
+            os.kill = lambda *_: None  # once
+
+        def on_draining(self, running):
+            print("draining")
+
+    kill = os.kill
+    try:
+        raypipe.sweep(SPACE, store.where, "run", trials=2, folds=3, prune=False, callback=Interrupt())
+    except raypipe.InterruptedSweepError as error:
+        print(error)
+    os.kill = kill
+"""
+RESUMED = """
+    run = raypipe.resume("run")
+    run
+"""
+
+
+def test_an_interrupt_lets_epochs_end_and_the_next_cell_goes_on_with_its_progress_shown(tmp_path):
+    simulate(tmp_path / "bids", subjects=9, channels=6, trials=12)
+    space = f"SPACE = {str(ROOT / 'search_spaces/smoke.py')!r}"
+    sources = [STATE, space, PREPARE, INTERRUPTED, RESUMED, CHANGED]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(dedent(each).strip()) for each in sources])
+    resources = {"metadata": {"path": str(tmp_path)}}
+    done = NotebookClient(notebook, timeout=500, kernel_name="python3", resources=resources).execute()
+    _, _, _, interrupted, resumed, changed = done.cells
+
+    assert "draining" in texts(interrupted) and "continue" in texts(interrupted)
+    shown = [output["data"] for output in resumed["outputs"] if output["output_type"] == "display_data"]
+    assert len(shown) == 1, "one display that changes in place"
+    assert "<progress" in shown[0]["text/html"] and "2/2 trials ended" in shown[0]["text/plain"]
+    result = resumed["outputs"][-1]["data"]
+    assert "2 of 2 trials (2 complete)" in result["text/plain"] and "<table" in result["text/html"]
+    assert texts(resumed) == texts(resumed, "stderr") == ""
+    assert json.loads(texts(changed)) == {}

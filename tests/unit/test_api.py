@@ -13,7 +13,7 @@ import pytest
 
 import raypipe
 from raypipe import api
-from raypipe.core.options import PretrainOptions, SweepOptions, default_of, help_of
+from raypipe.core.options import FIXED, PretrainOptions, SweepOptions, default_of, help_of
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.packaging.bundle import LoadedEnsemble
 
@@ -72,6 +72,29 @@ def test_a_function_describes_parameters_result_and_errors(name):
     assert {"Returns", "Raises"} <= set(found) and re.match(r"[A-Z][a-z]+ .*\.", found[""])
 
 
+@pytest.mark.parametrize("name", [*FUNCTIONS, *(kind.__name__ for kind in (raypipe.Run, raypipe.CrossValidation))])
+def test_signatures_name_every_option(name):
+    found = getattr(raypipe, name)
+    functions = [found] if inspect.isfunction(found) else [f for n, f in vars(found).items() if inspect.isfunction(f)]
+    for function in functions:
+        for parameter in inspect.signature(function).parameters.values():
+            assert parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL), (function, parameter)
+            if parameter.name != "self":
+                assert parameter.annotation is not parameter.empty, (function, parameter)
+
+
+def test_options_that_a_run_keeps_are_no_options_of_resume():
+    parameters = inspect.signature(raypipe.resume).parameters
+    assert {"trials", "time_budget", "workers", "prune"} < set(parameters)
+    assert not set(FIXED) & set(parameters) and all(p.default is None for n, p in parameters.items() if n != "run")
+    assert "Default: that of the run." in (inspect.getdoc(raypipe.resume) or "")
+    assert set(FIXED) < set(SweepOptions.model_fields)
+
+
+def test_tab_completion_shows_public_names_only():
+    assert dir(raypipe) == dir(api) == sorted(raypipe.__all__)
+
+
 @pytest.mark.parametrize("member", METHODS, ids=lambda member: getattr(member, "fget", member).__qualname__)
 def test_every_public_member_is_documented(member):
     if inspect.isfunction(member) or isinstance(member, property):
@@ -93,12 +116,24 @@ def test_a_run_gives_what_a_notebook_asks_for(simulated, tmp_path):
     import shutil
 
     run = raypipe.Run(shutil.copytree(simulated.run.local, tmp_path / "run"))
-    assert repr(run) == f"Run({str(tmp_path / 'run')!r})"
+    best = run.trials["score"].astype(float).idxmin()
+    assert repr(run) == (
+        f"Run({str(tmp_path / 'run')!r}): target challenge1, 4 of 4 trials (3 complete, 1 failed), "
+        f"best NRMSE {run.trials['score'][best]:.4g} (trial {best}), held-out people not scored yet"
+    )
     assert list(run.trials["state"]) == ["complete"] * 3 + ["failed"]
-    assert list(run.oof(0).columns) == ["window", "fold", "prediction"]
+    assert list(run.trials.columns[:3]) == ["state", "score", "optim/lr"] and "fold_0" in run.trials
+    table = run.oof()
+    assert list(table.columns) == ["window", "subject", "target", "fold", "prediction"]
+    assert table.equals(run.oof(best)) and not table.equals(run.oof(1 if best != 1 else 0))
+    known = simulated.windows.table.iloc[table["window"]]
+    assert table["subject"].tolist() == known["subject"].tolist()
+    assert table["target"].to_numpy() == pytest.approx(known["target"].to_numpy())
+    assert table["fold"].tolist() == [run.store.folds.fold_of[who] for who in table["subject"]]
     assert "4 of 4 trials: 3 complete, 1 failed (1 non-finite)" in run.status()
     fitted = run.ensemble(top=2, method="equal")
     assert fitted.verdict and run.report() == tmp_path / "run/report.html"
+    assert "held-out people scored 1 time(s)" in repr(run)
     assert raypipe.load_ensemble(run.export(tmp_path / "bundle")).channels == simulated.windows.channels
     with pytest.raises(
         raypipe.UserError, match=r"takes windows of 4 channels x 200 samples at 100 Hz, the scorer shows"

@@ -1,0 +1,43 @@
+"""The out-of-fold predictions of a trial as a table, with subjects and targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from raypipe.core.errors import UserError
+from raypipe.data.window_cache import open_windows
+from raypipe.reporting.notebook import best_trial
+from raypipe.storage.run_store import RunStore
+
+
+def oof_table(run: RunStore, number: int | None) -> pd.DataFrame:
+    """Return the table that `raypipe.Run.oof` describes.
+
+    Raises
+    ------
+    UserError
+        The trial, or where none is named any trial, has no predictions; they are damaged; or the windows are missing.
+    """
+    if number is None:
+        best = best_trial(run)
+        if best is None:
+            raise UserError(f"{run.where}: no trial has a score yet, so there are no out-of-fold predictions")
+        number = best[0]
+    oof, windows, classes = run.oof(number), open_windows(run.info.data), run.info.classes
+    targets = windows.targets[oof.windows]
+    names = np.array(classes, dtype=object)
+    table = pd.DataFrame(
+        {
+            "window": oof.windows,
+            "subject": np.asarray(windows.subjects)[oof.windows],
+            "target": names[targets.astype(np.int64)] if classes else targets,
+            "fold": oof.folds,
+        }
+    )
+    if classes:
+        table[[f"probability_{name}" for name in classes]] = oof.predictions
+        table["prediction"] = names[oof.predictions.argmax(axis=1)]
+    else:
+        table["prediction"] = oof.predictions[:, 0]
+    return table
