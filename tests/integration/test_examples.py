@@ -14,9 +14,9 @@ pytestmark = pytest.mark.ray
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 SHOWN = {
-    "arrays": ["people held out", "are right"],
+    "arrays": ["held-out subjects", "are right"],
     "epochs": ["correlation with the response time within a person", "median error"],
-    "bids_with_labels": ["low", "high", "held out"],
+    "bids_with_labels": ["held-out subjects", "low  high", "SIM0003"],
 }
 """Texts that the outputs of each must have."""
 
