@@ -74,6 +74,7 @@ def stream(
     ...     print(window.start, window.prediction)
     """
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
+    ensemble.require_one_store("a stream")
     check_plan(ensemble.info.prepare, every, jitter)  # before it waits for a stream
     found = LslSource(source, unit=unit, wait=wait, say=say) if isinstance(source, str) else source
     return LivePredictor(ensemble, found, every=every, jitter=jitter, say=say)

@@ -18,6 +18,7 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.bundle import RECORD, export_bundle, load_ensemble
 from raypipe.packaging.graphs import export_graph
 from raypipe.packaging.predict import predict
+from raypipe.packaging.stream import stream
 from raypipe.packaging.submission import export_submission
 from raypipe.simulation.contrast_change import simulate
 from raypipe.storage.run_store import RunStore
@@ -95,6 +96,8 @@ def test_windows_of_one_store_are_refused_in_one_line(bundle):
         loaded.predict(x)
     with pytest.raises(UserError, match="an array, or a set of epochs, takes windows of one"):
         predict(loaded, x)
+    with pytest.raises(UserError, match="a stream takes windows of one"):
+        stream(loaded, "EEG")
     with pytest.raises(UserError, match="windows of low: this ensemble takes broad, low"):
         loaded.predict({"low": x})
     with pytest.raises(UserError, match=r"windows of store broad of shape \(2, "):
