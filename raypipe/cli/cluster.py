@@ -154,7 +154,9 @@ def stop(
     from raypipe.search.requests import ask_to_end, ask_to_stop
     from raypipe.storage.run_store import RunStore
 
-    if trial is None and not RunStore.exists(run):
+    if is_outer(run):
+        raise UserError(f"stop {run}: an outer cross-validation; stop the part that runs, such as {run}/part-1")
+    if trial is None and "/" not in run and not RunStore.exists(run):
         Jobs(cluster).stop(run)
         write(f"{run}: stopping")
         return

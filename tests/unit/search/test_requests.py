@@ -88,6 +88,11 @@ def test_the_verbs_ask_and_status_shows_what_became_of_it(run, capsys):
     status, text = said(capsys, "status", run.where)
     assert "asked to stop trial 0: no answer yet\n" in text
     assert "asked to enqueue optim/lr=0.001 sam/name=none: enqueued as trial 1\n" in text
-    for words in (("stop", run.where), ("enqueue", run.where, "optim/lr=9"), ("stop", run.where, "--trial", 5)):
+    for words in (
+        ("stop", run.where),
+        ("stop", f"{run.where}/none"),
+        ("enqueue", run.where, "optim/lr=9"),
+        ("stop", run.where, "--trial", 5),
+    ):
         status, text = said(capsys, *words)
         assert status == 2 and text.startswith("raypipe: error: ") and text.count("\n") == 1
