@@ -17,7 +17,7 @@ from raypipe.core.model_config import MODELS
 from raypipe.core.parameters import parse_config
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.accounting import Ledger
-from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary
+from raypipe.data.manifest import COLUMNS, OUTPUT, Manifest, Plan, Settings, Shard, Summary
 from raypipe.data.shard_file import content_hash, window_digest
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.records import LabelsInfo, RunInfo
@@ -49,7 +49,10 @@ SPACE = SPACE.replace('"optim/lr": 0.003}', '"optim/lr": 0.003, "sam/name": "non
 
 
 class ToyWindows:
-    """Windows in memory: the target is the amplitude of a bump (regression) or whether there is one (classes)."""
+    """Windows in memory: the target is the amplitude of a bump (regression) or whether there is one (classes).
+
+    With `outputs`, further values are half the amplitude plus noise.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class ToyWindows:
         classes: bool = False,
         spare: int = 0,
         names: Sequence[str] = (),
+        outputs: Sequence[str] = (),
     ):
         channels = len(names) or channels
         rng = np.random.default_rng(0)
@@ -79,6 +83,11 @@ class ToyWindows:
         self.x = (rng.normal(size=(n, channels, self.window_samples)) + 3 * level[:, None, None] * bump).astype(
             np.float32
         )
+        self.outputs = list(outputs)
+        if outputs:
+            others = rng.normal(size=(n, len(outputs) - 1))
+            self.targets = np.column_stack([level, *(0.5 * level + other for other in others.T)]).astype(np.float32)
+            self.n_outputs = len(outputs)
         self.path, self.where, self.dtype = Path("toy"), "toy", "float32"
         self.data_hash = "toy"
         self.names: tuple[str, ...] = ()
@@ -138,6 +147,7 @@ def make_run(
         direction="maximize" if windows.classes else "minimize",
         labels=LabelsInfo(),
         classes=windows.classes,
+        outputs=windows.outputs,
         seed=seed,
         space=source.name,
         space_hash=source.hash,
@@ -190,9 +200,12 @@ def write_store(path: Path, toy: ToyWindows) -> Path:
         np.save(path / shard.file, toy.x[index])
         shards.append(shard)
         for row, window in enumerate(index):
-            place = (window, shard.recording, subject, "", "toy", "", 2.0 * row, toy.targets[window], number, row, 0)
+            values = np.atleast_1d(toy.targets[window])
+            place = (window, shard.recording, subject, "", "toy", "", 2.0 * row, *values, number, row, 0)
             rows.append((*place, window_digest(toy.x[window])))
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False).encode()
+    targets = [f"{OUTPUT}{name}" for name in toy.outputs] or ["target"]
+    columns = [each for name in COLUMNS for each in (targets if name == "target" else [name])]
+    table = pd.DataFrame(rows, columns=columns).to_csv(index=False).encode()
     (path / "windows.csv").write_bytes(table)
     manifest = Manifest(
         settings=settings,

@@ -118,7 +118,7 @@ def smallest_chance(targets: ArrayLike, subjects: ArrayLike, *, classes: bool) -
     names, first, index_N = np.unique(np.asarray(subjects), return_index=True, return_inverse=True)
     targets_N, n = np.asarray(targets), len(names)
     by_flips = 2.0**-n
-    if not classes or np.any(targets_N != targets_N[first][index_N]):
+    if targets_N.ndim > 1 or not classes or np.any(targets_N != targets_N[first][index_N]):
         return by_flips
     counts_K = np.unique(targets_N[first], return_counts=True)[1].tolist()
     log_arrangements = math.lgamma(n + 1) - sum(math.lgamma(count + 1) for count in counts_K)

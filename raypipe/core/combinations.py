@@ -110,8 +110,8 @@ def _check_cycles(config: TrialConfig) -> None:
         raise ValueError("optim/schedule=cyclic is for training, not for pretraining")
 
 
-def check_kind(config: TrialConfig, kind: Kind) -> None:
-    """Check that a configuration suits the kind of target.
+def check_kind(config: TrialConfig, kind: Kind, n_outputs: int = 1) -> None:
+    """Check that a configuration suits the kind of target, and of a regression the number of its values.
 
     Raises
     ------
@@ -124,6 +124,17 @@ def check_kind(config: TrialConfig, kind: Kind) -> None:
     if kind == "classification" and config.model.for_regression_only:
         name = f"model/{config.model.for_regression_only}"
         raise UserError(f"{name}: it is for regression, this target is a classification (leave it out)")
+    if kind == "regression" and n_outputs > 1:
+        _check_one_value(config, n_outputs)
+
+
+def _check_one_value(config: TrialConfig, n_outputs: int) -> None:
+    """Refuse what predicts the distribution of one value, where a target has several."""
+    if config.loss.name in ("kl", "nll"):
+        raise UserError(f"loss/name: '{config.loss.name}' is for one value, this target has {n_outputs} (use 'plain')")
+    if config.model.for_regression_only:
+        name = f"model/{config.model.for_regression_only}"
+        raise UserError(f"{name}: it is for one value, this target has {n_outputs} (leave it out)")
 
 
 def check_loss(loss: LossConfig | OwnLossConfig, kind: Kind) -> None:

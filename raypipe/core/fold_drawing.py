@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.folds import HELD_OUT, FoldMap, name_some
+from raypipe.core.outputs import one_value
 from raypipe.core.seeds import derive_seed
 
 MAX_DRAWS = 20
@@ -214,7 +215,7 @@ def _split_by_mean_target(units_N: NDArray[Any], targets_N: NDArray[Any], n_part
     """
     names, index_N = np.unique(units_N, return_inverse=True)
     size_U = np.bincount(index_N)
-    mean_U = np.bincount(index_N, weights=np.asarray(targets_N, np.float64)) / size_U
+    mean_U = np.bincount(index_N, weights=one_value(targets_N).astype(np.float64)) / size_U
     size_U, mean_U = size_U / size_U.mean(), mean_U - mean_U.mean()
     rng = np.random.default_rng(seed)
     order_U = np.argsort(mean_U, kind="stable")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raypipe.core.metrics import Floats, Ints, Metric, get_metric, score
+from raypipe.core.outputs import mean_over_outputs
 
 Level = Literal["window", "person"]
 """What one data point of a score is."""
@@ -25,7 +26,7 @@ class ScoredRows(NamedTuple):
     """Windows, or people, that predictions are scored on."""
 
     targets: NDArray[Any]
-    """(N,)."""
+    """(N,), or (N, K) of several values."""
     subjects: NDArray[Any]
     """(N,)."""
     folds: NDArray[Any]
@@ -93,7 +94,7 @@ def ranking_score(
     level
         `level_of` the run's windows.
     targets, predictions, subjects, folds
-        (N,), (N, outputs), (N,) and (N,) of windows.
+        (N,) or (N, K), (N, outputs), (N,) and (N,) of windows.
     """
     rows = rows_at_level(level, targets, subjects, folds, predictions)
     return score(within_folds(metric, rows.folds), rows.targets, rows.predictions)
@@ -131,7 +132,7 @@ def within_folds(metric: str | Metric, folds: ArrayLike) -> Metric:
         with np.errstate(invalid="ignore"):
             return np.where(weight_R > 0, total_R / weight_R, np.nan)
 
-    return plain._replace(value=value, resampled=resampled)
+    return mean_over_outputs(plain._replace(value=value, resampled=resampled))
 
 
 def describe_level(metric: str, level: Level) -> str:

@@ -1,4 +1,7 @@
-"""Metrics that rank trials, and constant predictions to compare scores with."""
+"""Metrics that rank trials, and constant predictions to compare scores with.
+
+Of targets with several values (N, K), the score is the mean of each output's.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.core import class_metrics, value_metrics
 from raypipe.core.class_metrics import auc
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.outputs import as_columns, mean_over_outputs
 from raypipe.core.own_metrics import direction_of, is_own_metric, own_resampled, own_value, split_code
 from raypipe.core.value_metrics import nrmse
 
@@ -109,7 +113,7 @@ def _of_moments(name: str, finish: Callable[[Floats], Floats], limits: tuple[flo
 
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric
+    metric.name: metric if metric.kind == "classification" else mean_over_outputs(metric)
     for metric in (
         Metric("auc", "maximize", "classification", "order", auc, class_metrics.auc_resampled, _SHARE, by_fold=True),
         *(_of_classes(name, finish) for name, finish in class_metrics.OF_CONFUSION.items()),
@@ -144,7 +148,7 @@ def get_metric(name: str | Metric) -> Metric:
         return name
     if split_code(name)[1]:
         value, resampled = functools.partial(own_value, name), functools.partial(own_resampled, name)
-        return Metric(name, direction_of(name), None, "probabilities", value, resampled)
+        return mean_over_outputs(Metric(name, direction_of(name), None, "probabilities", value, resampled))
     if name not in METRICS:
         raise UserError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
     return METRICS[name]
@@ -179,9 +183,9 @@ def score(metric: str | Metric, y: ArrayLike, pred: ArrayLike) -> float:
     metric
         Name in `METRICS`, or a metric.
     y
-        (N,) targets or classes.
+        (N,) targets or classes; (N, K) targets of several values.
     pred
-        (N, 1) values for regression, (N, n_classes) probabilities for classes.
+        (N, 1) or (N, K) values for regression, (N, n_classes) probabilities for classes.
 
     Raises
     ------
@@ -201,9 +205,9 @@ def constant_prediction(
     Returns
     -------
     pred
-        Regression: the training mean, (n, 1); for ``mae`` the median. Classification: the training frequencies,
-        (n, n_classes). For a metric of predicted classes, the class that scores best if it is always predicted: for
-        ``f1`` it may be a rare one.
+        Regression: the training mean, (n, 1) or of several values (n, K); for ``mae`` the median. Classification: the
+        training frequencies, (n, n_classes). For a metric of predicted classes, the class that scores best if it is
+        always predicted: for ``f1`` it may be a rare one.
 
     Raises
     ------
@@ -211,10 +215,12 @@ def constant_prediction(
         There are no training targets.
     """
     y_N = np.asarray(y_train)
-    if y_N.ndim != 1 or len(y_N) == 0:
+    if y_N.ndim > 1 + (kind == "regression") or len(y_N) == 0:
         raise ValueError(f"expected one or more training targets (N,), got {y_N.shape}")
     if kind == "regression":
-        return np.full((n, 1), np.median(y_N) if metric == "mae" else y_N.mean(dtype=np.float64))
+        columns_NK = as_columns(y_N)
+        centre = [np.median(y) if metric == "mae" else y.mean(dtype=np.float64) for y in columns_NK.T]
+        return np.tile(np.array(centre, np.float64), (n, 1))
     share_K = np.bincount(y_N.astype(np.int64), minlength=n_classes) / len(y_N)
     if metric is not None and get_metric(metric).reads == "classes":
         share_K = _best_constant_class(metric, y_N, share_K)
@@ -239,7 +245,7 @@ def constant_out_of_fold(
     """
     y_N, fold_N = np.asarray(y), np.asarray(folds)
     subject_N = np.unique(np.asarray(subjects), return_inverse=True)[1]
-    pred_NO = np.empty((len(y_N), n_classes or 1))
+    pred_NO = np.empty((len(y_N), n_classes or as_columns(y_N).shape[1]))
     for fold in np.unique(fold_N):
         inside = fold_N == fold
         others = ~np.isin(subject_N, subject_N[inside])

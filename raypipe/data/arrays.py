@@ -59,6 +59,7 @@ def from_arrays(
     onset: ArrayLike | None = None,
     kind: Kind | None = None,
     name: str | None = None,
+    target_names: Sequence[str] | None = None,
     unit: str = "V",
     crop: float | None = None,
     dtype: str = "float32",
@@ -83,7 +84,7 @@ def from_arrays(
     y
         (N,) target of each window. Strings, booleans and integers are classes, in sorted order; other numbers are
         values to regress on, unless they are the codes 0 and 1, 1 and 2, or -1 and 1. Where each subject has one target
-        for all windows, scores are of people.
+        for all windows, scores are of people. (N, K): several numbers, a regression of several values.
     subject
         (N,) subject of each window, text or a whole number. Folds are drawn over subjects.
     sfreq
@@ -103,6 +104,8 @@ def from_arrays(
         ``classification`` or ``regression``. Default: as said for `y`.
     name
         What `y` is, for reports. Default: the classes, or ``y``.
+    target_names
+        Names of the columns of `y` (N, K). Default: ``y1`` to ``yK``.
     unit
         Unit of the samples, such as ``uV``.
     crop
@@ -136,6 +139,7 @@ def from_arrays(
     >>> from_arrays(X, y, subject, sfreq=100, ch_names=["Cz", "Pz"], out="store")  # doctest: +SKIP
     """
     labelled: dict[str, Any] = {"groups": groups, "recording": recording, "onset": onset, "kind": kind, "name": name}
+    labelled["target_names"] = target_names
     stored: dict[str, Any] = {"crop": crop, "dtype": dtype, "metric": metric, "progress": progress}
     limits: dict[str, Any] = {"max_windows": max_windows, "min_windows": min_windows, "seed": seed}
     return store_of_arrays(
@@ -162,13 +166,14 @@ def store_of_arrays(
     dtype: str,
     metric: str | None,
     progress: Progress,
+    target_names: Sequence[str] | None = None,
     **limits: int | None,
 ) -> WindowStore:
     """Write a store as `from_arrays` does, which documents the arguments; `source` names its target."""
     channels = _channels(ch_names)
     rate, volts = _rate(sfreq), unit_in_volts(unit)
     subjects = read_subjects(subject)
-    labels, target_N = read_labels(y, subjects, kind)
+    labels, targets = read_labels(y, subjects, kind, names=target_names)
     check_subjects(set(subjects), "subject")
     names = None if recording is None else [str(each) for each in column(recording, "recording")]
     if names is not None and len(names) != len(subjects):
@@ -184,7 +189,7 @@ def store_of_arrays(
         raise UserError("X holds no window")
     _check_first(first)
     plan = make_given_plan(asked, channels, rate, first.shape[2])
-    rows = GivenRows(keys, subjects, read_onsets(onset, keys, plan.window), target_N)
+    rows = GivenRows(keys, subjects, read_onsets(onset, keys, plan.window), targets)
     given = GivenWindows(asked, plan, labels, rows, chain([first], blocks), Ledger(), UNIT_HINT, group_of)
     return given.write(out, progress)
 

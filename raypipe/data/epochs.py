@@ -29,6 +29,7 @@ from raypipe.data.given_windows import (
 )
 from raypipe.data.plan import NOT_ASKED
 from raypipe.data.selection import check_subjects
+from raypipe.data.several_columns import split_columns
 from raypipe.data.target_base import Labels
 from raypipe.data.window_store import WindowStore
 from raypipe.recordings.tables import list_some
@@ -47,8 +48,8 @@ class TargetSpec:
     """What is predicted: the event of an epoch, or a column of the metadata."""
 
     spec: str
-    column: str = ""
-    """Column of the metadata; empty for events."""
+    columns: tuple[str, ...] = ()
+    """Columns of the metadata; none for events."""
     events: tuple[str, ...] = ()
     """Events that are used; empty for all."""
     kind: Kind | None = None
@@ -105,7 +106,8 @@ def from_epochs(
     target
         What is predicted: ``event``, the name of the event; ``event:A,B``, of these only, in this order; or
         ``metadata:COLUMN``. Numbers in a column are values to regress on, unless they are the codes of two classes;
-        ``metadata:COLUMN:classification`` and ``metadata:COLUMN:regression`` decide it.
+        ``metadata:COLUMN:classification`` and ``metadata:COLUMN:regression`` decide it. ``metadata:A,B`` is a
+        regression of several values.
     out
         Folder for the store: new, empty, or a store made with the same settings.
     groups
@@ -206,15 +208,13 @@ def parse_target(target: str) -> TargetSpec:
         return TargetSpec(target, events=names)
     if kind != "metadata" or not argument:
         raise UserError(f"target '{target}': epochs take event, event:A,B or metadata:COLUMN")
-    name, _, last = argument.rpartition(":")
-    if name and last in ("regression", "classification"):
-        return TargetSpec(target, name, kind="regression" if last == "regression" else "classification")
-    return TargetSpec(target, argument)
+    columns, chosen = split_columns(target, argument)
+    return TargetSpec(target, columns, kind=chosen)
 
 
 def _spec(wanted: TargetSpec, labels: Labels) -> str:
     """Return the specification of the store's target; it names the events that are classes, if they are few."""
-    if not wanted.column and len(labels.classes) <= MAX_NAMED_CLASSES:
+    if not wanted.columns and len(labels.classes) <= MAX_NAMED_CLASSES:
         return f"{SOURCE}:event:{','.join(labels.classes)}"
     return f"{SOURCE}:{wanted.spec}"
 
@@ -248,12 +248,13 @@ def _used_part(source: EpochsSource, wanted: TargetSpec, subjects: list[str], le
     only = set(subjects)
     dropped = {DROPPED.format(reason): n for reason, n in source.facts.dropped.items()}
     ledger.leave_parts_out(next(iter(only)) if len(only) == 1 else source.name, dropped)
-    if wanted.column:
-        used = [not is_missing_value(value) for value in source.facts.column(wanted.column, source.name)]
+    if wanted.columns:
+        columns = [source.facts.column(name, source.name) for name in wanted.columns]
+        used = [not any(map(is_missing_value, values)) for values in zip(*columns, strict=True)]
     else:
         used = [not wanted.events or name in wanted.events for name in source.facts.events]
     for who, n in Counter(who for who, is_used in zip(subjects, used, strict=True) if not is_used).items():
-        ledger.leave_parts_out(who, {NO_TARGET if wanted.column else OTHER_EVENT: n})
+        ledger.leave_parts_out(who, {NO_TARGET if wanted.columns else OTHER_EVENT: n})
     rows = np.flatnonzero(used)
     return Part(source, rows, [subjects[row] for row in rows])
 
@@ -261,16 +262,20 @@ def _used_part(source: EpochsSource, wanted: TargetSpec, subjects: list[str], le
 def _labels(parts: list[Part], subjects: list[str], wanted: TargetSpec) -> tuple[Labels, NDArray[np.float64]]:
     what = f"target '{wanted.spec}'"
     if not subjects:
-        missing = f"no epoch has a value in column '{wanted.column}'" if wanted.column else "no epoch of these events"
+        named = "' and '".join(wanted.columns)
+        missing = f"no epoch has a value in column '{named}'" if named else "no epoch of these events"
         raise UserError(f"{what}: {missing}; events: {list_some(_all_events(parts), 10)}")
-    y = [value for part in parts for value in part.values(wanted.column)]
+    if len(wanted.columns) > 1:
+        rows = [row for part in parts for row in zip(*map(part.values, wanted.columns), strict=True)]
+        return read_labels(np.array(rows, object), subjects, wanted.kind, what, wanted.columns)
+    y = [value for part in parts for value in part.values(wanted.columns[0] if wanted.columns else "")]
     if wanted.events:
         absent = [name for name in wanted.events if name not in y]
         if absent:
             raise UserError(f"{what}: no epoch of event '{absent[0]}'; {nearest(absent[0], _all_events(parts))}")
         place = {name: float(number) for number, name in enumerate(wanted.events)}
         return Labels("classification", wanted.events), np.array([place[name] for name in y])
-    if wanted.column and all(isinstance(value, Real) and not isinstance(value, bool) for value in y):
+    if wanted.columns and all(isinstance(value, Real) and not isinstance(value, bool) for value in y):
         y = [float(value) for value in y]  # whole numbers of a column are values, as in participants.tsv
     return read_labels(y, subjects, wanted.kind, what)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.data.column_labels import column_labels, shown
+from raypipe.data.several_columns import read_each_column
 from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming
 from raypipe.recordings.event_query import EventQuery
 from raypipe.recordings.events import (
@@ -90,14 +91,19 @@ class Latency(Events):
 class EventsColumn(EventTarget):
     """Predict a column of events.tsv, such as the response time, from the window after each event that has a value.
 
+    Of several columns, an event needs a value in each.
+
     For prediction, windows are at the events that have a value, and in files without the column at all events that
     `query` takes.
     """
 
-    column: str = ""
+    columns: tuple[str, ...] = ()
     kind: Kind | None = None
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        return read_each_column(self.spec, self.columns, lambda name: self._read(recordings, name))
+
+    def _read(self, recordings: Sequence[Recording], name: str) -> Labels:
         first: dict[str, str] = {}
         count, first_file = 0, None
         refused: list[tuple[Path, UnreadableRecordingError]] = []
@@ -105,7 +111,7 @@ class EventsColumn(EventTarget):
             path = recording.sidecar("events.tsv")
             try:
                 events, _ = selected_events(path, self.query)
-                cells = events[event_column(path, events, self.column)]
+                cells = events[event_column(path, events, name)]
             except UnreadableRecordingError as error:
                 refused.append((path, error))
                 continue  # reported when this recording itself is read
@@ -115,8 +121,8 @@ class EventsColumn(EventTarget):
             for row, cell in known:
                 first.setdefault(cell, f"{recording.key}, row {int(str(row)) + 1}")
         if first_file is None:
-            raise _no_column(self, refused, recordings[0].root)
-        where = f"{first_file}: column '{self.column}'"
+            raise _no_column(self, name, refused, recordings[0].root)
+        where = f"{first_file}: column '{name}'"
         column = typed_column(
             {place: cell for cell, place in first.items()}, where, as_text=self.kind == "classification"
         )
@@ -126,22 +132,33 @@ class EventsColumn(EventTarget):
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         path = recording.sidecar("events.tsv")
         events, left_out = selected_events(path, self.query)
-        if labels is None and find_column(events, self.column) is None:
+        if labels is None and any(find_column(events, name) is None for name in self.columns):
             segments = [Segment(onset + timing.tmin) for onset in events["onset"]]
         else:
-            segments = self._labelled(events, event_column(path, events, self.column), timing, labels, left_out)
+            names = [event_column(path, events, name) for name in self.columns]
+            segments = self._labelled(events, names, timing, labels, left_out)
         if not segments:
             left_out[NO_EVENT] += 1
         return Segments(segments, left_out)
 
     def _labelled(
-        self, events: pd.DataFrame, column: str, timing: WindowTiming, labels: Labels | None, left_out: Counter[str]
+        self,
+        events: pd.DataFrame,
+        names: list[str],
+        timing: WindowTiming,
+        labels: Labels | None,
+        left_out: Counter[str],
     ) -> list[Segment]:
-        """Return the windows of events with a value; count the others."""
-        known = events[[cell.lower() not in MISSING_NUMBER for cell in events[column]]]
-        left_out[NO_VALUE.format(column)] += len(events) - len(known)
-        pairs = zip(known["onset"], known[column], strict=True)
-        return [Segment(onset + timing.tmin, _target(cell, labels)) for onset, cell in pairs]
+        """Return the windows of events with a value in each column; count the others."""
+        segments = []
+        for onset, *cells in events[["onset", *names]].itertuples(index=False, name=None):
+            missing = [name for name, cell in zip(names, cells, strict=True) if cell.lower() in MISSING_NUMBER]
+            if missing:
+                left_out[NO_VALUE.format("' and '".join(missing))] += 1
+                continue
+            values = tuple(_target(cell, labels) for cell in cells)
+            segments.append(Segment(onset + timing.tmin, values if len(values) > 1 else values[0]))
+        return segments
 
 
 def _target(cell: str, labels: Labels | None) -> float:
@@ -154,7 +171,7 @@ def _target(cell: str, labels: Labels | None) -> float:
     return float(labels.classes.index(cell if cell in labels.classes or number is None else shown(number)))
 
 
-def _no_column(target: EventsColumn, refused: Sequence[tuple[Path, UserError]], root: Path) -> UserError:
+def _no_column(target: EventsColumn, column: str, refused: Sequence[tuple[Path, UserError]], root: Path) -> UserError:
     """Return the error for a column that no table of events has; it names the columns, and the table that has it."""
     files = {file: names for file, _ in refused if (names := read_column_names(file))}
     if not files:
@@ -162,13 +179,13 @@ def _no_column(target: EventsColumn, refused: Sequence[tuple[Path, UserError]], 
             f"target '{target.spec}': no recording has an events.tsv that can be read (annotations inside the files "
             "are not read)"
         )
-    if any(name.casefold() == target.column.casefold() for names in files.values() for name in names):
+    if any(name.casefold() == column.casefold() for names in files.values() for name in names):
         return refused[0][1]
     file, names = next(iter(files.items()))
-    problem = f"no events.tsv has the column '{target.column}' ({file.name}: {', '.join(names)})"
+    problem = f"no events.tsv has the column '{column}' ({file.name}: {', '.join(names)})"
     people = participants_table(root)
-    if people is not None and find_column(people, target.column):
-        problem += f"; participants.tsv has it: --target participants:{target.column}"
+    if people is not None and find_column(people, column):
+        problem += f"; participants.tsv has it: --target participants:{column}"
     return UserError(f"target '{target.spec}': {problem}")
 
 

@@ -30,8 +30,10 @@ CODES = ((0.0, 1.0), (1.0, 2.0), (-1.0, 1.0))
 Floats = NDArray[np.float64]
 
 
-def read_labels(y: ArrayLike, subjects: Sequence[str], kind: Kind | None, what: str = "y") -> tuple[Labels, Floats]:
-    """Return the kind and the classes of targets, and the target of each window (N,).
+def read_labels(
+    y: ArrayLike, subjects: Sequence[str], kind: Kind | None, what: str = "y", names: Sequence[str] | None = None
+) -> tuple[Labels, Floats]:
+    """Return the kind and the classes of targets, and the target of each window (N,), or several values (N, K).
 
     Strings, booleans and integers are classes; other numbers are values, unless they are the codes 0 and 1, 1 and 2, or
     -1 and 1. Classes are in the order of their names or numbers.
@@ -39,13 +41,15 @@ def read_labels(y: ArrayLike, subjects: Sequence[str], kind: Kind | None, what: 
     Parameters
     ----------
     y
-        (N,) a target per window.
+        (N,) a target per window; (N, K) several values, which are numbers.
     subjects
         (N,) label of each window's subject.
     kind
         ``classification`` or ``regression``, where the values do not decide it.
     what
         Name of the targets, for messages.
+    names
+        Names of the values of (N, K); None for ``y1`` to ``yK``.
 
     Raises
     ------
@@ -55,6 +59,10 @@ def read_labels(y: ArrayLike, subjects: Sequence[str], kind: Kind | None, what: 
     """
     if kind not in (None, "classification", "regression"):
         raise UserError(f"kind '{kind}': must be classification or regression")
+    if np.ndim(y) == 2 and np.shape(y)[1] > 1:
+        return _read_values(np.asarray(y, object), subjects, kind, what, names)
+    if names is not None:
+        raise UserError(f"target_names: {what} has one value per window; name it by 'name'")
     values = column(y, what)
     if len(values) != len(subjects):
         raise UserError(f"{what} has {len(values)} values, subject has {len(subjects)}: both need one per window")
@@ -67,6 +75,26 @@ def read_labels(y: ArrayLike, subjects: Sequence[str], kind: Kind | None, what: 
     _check_classes(names, subjects, values, kind, what)
     place = {value: float(number) for number, value in enumerate(distinct)}
     return Labels("classification", tuple(names)), np.array([place[value] for value in values])
+
+
+def _read_values(
+    y_NK: NDArray[Any], subjects: Sequence[str], kind: Kind | None, what: str, names: Sequence[str] | None
+) -> tuple[Labels, Floats]:
+    """Return the labels and the values (N, K) of a regression of several values."""
+    n, k = y_NK.shape
+    if n != len(subjects):
+        raise UserError(f"{what} has {n} rows, subject has {len(subjects)} values: both need one per window")
+    if kind == "classification":
+        raise UserError(f"{what} has {k} columns, which are predicted as numbers; give classes as one column")
+    outputs = tuple(f"{what}{number + 1}" for number in range(k)) if names is None else tuple(map(str.strip, names))
+    if len(outputs) != k or len(set(outputs)) < k or not all(outputs) or any("," in name for name in outputs):
+        raise UserError(f"target_names: needs {k} different names without commas, one for each column of {what}")
+    columns = [(f"{what} ('{name}')", column(y_N, what)) for name, y_N in zip(outputs, y_NK.T, strict=True)]
+    for label, values in columns:
+        _check_none_missing(values, label)
+        _is_regression(values, "regression", label)
+    numbers = [_numbers(values, label) for label, values in columns]
+    return Labels("regression", outputs=outputs), np.stack(numbers, axis=1)
 
 
 def column(values: ArrayLike, what: str) -> list[Any]:

@@ -23,7 +23,7 @@ from raypipe.data.plan import parse_settings
 from raypipe.data.scales import check_usual_scale, other_scales, scale_notes
 from raypipe.data.shards import ShardRecord, shard_path, write_shard_record
 from raypipe.data.store_writer import write_store
-from raypipe.data.target_base import Labels
+from raypipe.data.target_base import Labels, Value
 from raypipe.data.window_limits import check_limits
 from raypipe.data.window_store import WindowStore
 from raypipe.data.window_writer import WindowWriter
@@ -47,7 +47,7 @@ class GivenRows:
     onsets: NDArray[np.float64]
     """(N,) seconds from the recording's start."""
     targets: NDArray[np.float64]
-    """(N,) values, or places of classes."""
+    """(N,) values, or places of classes; (N, K) where a target has several values."""
 
     def recordings(self) -> dict[str, Recording]:
         """Return the recordings by key, in the order in which `prepare` finds them in a BIDS folder."""
@@ -59,7 +59,8 @@ class GivenRows:
         """Return the windows of each recording, with the evaluated crop in the middle."""
         offset = (plan.window_samples - plan.crop_samples) // 2
         found: dict[str, list[Window]] = {}
-        for key, onset, target in zip(self.keys, self.onsets.tolist(), self.targets.tolist(), strict=True):
+        for key, onset, value in zip(self.keys, self.onsets.tolist(), self.targets.tolist(), strict=True):
+            target: Value = tuple(value) if isinstance(value, list) else value
             found.setdefault(key, []).append(Window(onset, 0, 0, target, offset))
         return found
 
@@ -255,9 +256,10 @@ def check_channel_names(channels: Sequence[str], what: str = "ch_names") -> None
 def given_spec(source: str, name: str | None, labels: Labels) -> str:
     """Return the specification of the target of a store from given windows.
 
-    It is the source, and after a colon what is predicted: a name, or the classes if there are few.
+    It is the source, and after a colon what is predicted: a name, or the classes or values if there are few.
     """
-    shown = ",".join(labels.classes) if 0 < len(labels.classes) <= MAX_NAMED_CLASSES else "y"
+    names = labels.classes or labels.outputs
+    shown = (" and " if labels.outputs else ",").join(names) if 0 < len(names) <= MAX_NAMED_CLASSES else "y"
     return f"{source}:{name or shown}"
 
 

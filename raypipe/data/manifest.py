@@ -45,6 +45,8 @@ COLUMNS = (
     "offset",
     "digest",
 )
+OUTPUT = "target:"
+"""Beginning of the columns that a table has in place of `target` where a target has several values; then the name."""
 OPTIONAL_COLUMNS = ("release", "mark", "age", "group")
 """Columns that the table has only if a window has a value in them."""
 

@@ -16,7 +16,7 @@ from raypipe.data.alignment_units import aligned_together
 from raypipe.data.confounds import is_looked_at
 from raypipe.data.hbn import add_releases, release_of
 from raypipe.data.manifest import Plan
-from raypipe.data.target_base import Labels, Target
+from raypipe.data.target_base import Labels, Target, Value
 from raypipe.data.unfit import refuses_data
 from raypipe.recordings.layout import (
     Layout,
@@ -167,9 +167,9 @@ def check_subjects(subjects: set[str], where: str) -> None:
         raise UserError(f"{where}: windows of one subject only ('{subject}'); subject folds need at least three")
 
 
-def _check_finite(target: Target, targets: Mapping[str, float]) -> None:
+def _check_finite(target: Target, targets: Mapping[str, Value]) -> None:
     for subject, value in targets.items():
-        if not math.isfinite(value):
+        if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
             raise UserError(f"target '{target.spec}': the value of subject '{subject}' is {value}, not a finite number")
 
 

@@ -15,7 +15,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import metric_for
 from raypipe.data.accounting import Ledger
 from raypipe.data.confounds import WithoutEeg, without_eeg
-from raypipe.data.manifest import COLUMNS, MANIFEST, OPTIONAL_COLUMNS, TABLE, Manifest, Plan, Settings, Summary
+from raypipe.data.manifest import COLUMNS, MANIFEST, OPTIONAL_COLUMNS, OUTPUT, TABLE, Manifest, Plan, Settings, Summary
 from raypipe.data.scales import usual_scale
 from raypipe.data.selection import check_subjects
 from raypipe.data.shards import ShardRecord
@@ -61,7 +61,7 @@ def write_store(
     for record in records:
         _account(ledger, record)
     ledger.notes += _notes_on_limits(records)
-    table = _table(asked, labels.classes, ledger, records, group_of)
+    table = _table(asked, labels, ledger, records, group_of)
     ledger.notes += _copies(table)
     subjects = set(table["subject"])
     try:
@@ -145,15 +145,18 @@ def _copies(table: pd.DataFrame) -> list[str]:
 
 def _table(
     asked: Settings,
-    classes: tuple[str, ...],
+    labels: Labels,
     ledger: Ledger,
     records: list[ShardRecord],
     group_of: Mapping[str, str] | None,
 ) -> pd.DataFrame:
-    """Return the table of all windows, and check that there are windows of every class."""
+    """Return the table of all windows, and check that there are windows of every class.
+
+    Several values of a target have a column each, ``target:NAME``, in place of `target`.
+    """
     import pandas as pd
 
-    spec = asked.target
+    spec, classes = asked.target, labels.classes
     rows = [
         row | {"shard": number, "row": place}
         for number, record in enumerate(records)
@@ -176,7 +179,11 @@ def _table(
             raise UserError(f"target '{spec}': no window of class '{classes[min(missing)]}'{left_out}")
     table.insert(0, "window", range(len(table)))
     used = [name for name in OPTIONAL_COLUMNS if name in table and table[name].fillna("").astype(bool).any()]
-    return table[[*COLUMNS, *used]]
+    targets = [f"{OUTPUT}{name}" for name in labels.outputs] or ["target"]
+    if labels.outputs:
+        table[targets] = [list(values) for values in table["target"]]
+    columns = [each for name in COLUMNS for each in (targets if name == "target" else [name])]
+    return table[[*columns, *used]]
 
 
 def _data_hash(records: list[ShardRecord], table_sha256: str, plan: Plan, classes: tuple[str, ...]) -> str:

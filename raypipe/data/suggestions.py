@@ -13,7 +13,7 @@ from raypipe.data.challenge import CONTRAST_TASK, FACTOR, TRIAL_START
 from raypipe.data.facts import RecordingFacts
 from raypipe.data.plan import Header, make_plan, parse_settings
 from raypipe.data.table_facts import NO_TARGET, ColumnFacts, EventValue, fold_value, participants_spec
-from raypipe.data.target_base import Labels, Segment, Target, TargetSpec, WindowTiming
+from raypipe.data.target_base import Labels, Segment, Target, TargetSpec, Value, WindowTiming
 from raypipe.data.targets import parse_target
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Span
@@ -243,7 +243,7 @@ def _check_windows(target: Target, labels: Labels, readable: Pairs) -> None:
 
 def _targets(
     target: Target, labels: Labels, recording: Recording, facts: RecordingFacts, timing: WindowTiming
-) -> set[float]:
+) -> set[Value]:
     """Return the targets of a recording's windows, without a look at its signal."""
     spans = facts.spans or (Span(0.0, math.inf if target.event_locked else timing.window),)
     if not target.event_locked:  # one window shows the target of all

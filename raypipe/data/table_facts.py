@@ -144,7 +144,7 @@ def _describe_column(name: str, recordings: Sequence[Recording]) -> ColumnFacts:
         labels = parse_target(participants_spec(name)).read_labels(recordings)
     except UserError as error:
         return ColumnFacts(name, NO_TARGET, problem=_without_place(first_line(error), name))
-    targets = labels.by_subject or {}
+    targets = {person: target for person, target in (labels.by_subject or {}).items() if not isinstance(target, tuple)}
     missing = tuple(sorted(people - set(targets)))
     if labels.kind == "regression":
         return ColumnFacts(name, NUMBERS, values=tuple(sorted(targets.values())), missing=missing, labels=labels)

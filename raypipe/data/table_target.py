@@ -13,6 +13,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import Kind
 from raypipe.data.column_labels import column_labels, split_kind
 from raypipe.data.event_targets import EventTarget
+from raypipe.data.several_columns import read_each_column, split_columns
 from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming, segments_of_subject
 from raypipe.recordings.events import selected_events
 from raypipe.recordings.participants import match_labels, typed_column
@@ -56,13 +57,21 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelTable(Target):
-    """Predict a column of a table that has a row for each subject or recording, from windows side by side."""
+    """Predict a column, or several, of a table with a row for each subject or recording, from windows side by side."""
 
     file: str = ""
-    column: str = ""
+    columns: tuple[str, ...] = ()
     kind: Kind | None = None
 
+    @property
+    def column(self) -> str:
+        """Return the first column."""
+        return self.columns[0]
+
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        return read_each_column(self.spec, self.columns, lambda name: replace(self, columns=(name,))._read(recordings))
+
+    def _read(self, recordings: Sequence[Recording]) -> Labels:
         rows = _read_rows(self)
         matched = _join(rows, recordings, self.joined_on)
         is_person = self.joined_on == ("participant_id",)
@@ -80,17 +89,25 @@ class LabelTable(Target):
 
 @dataclass(frozen=True)
 class EventTable(EventTarget):
-    """Predict a column of a table that has a row for each event, from the windows after the events.
+    """Predict a column, or several, of a table that has a row for each event, from the windows after the events.
 
     A row is that of the event whose onset differs by at most a millisecond. For prediction, windows are at all events
     that `query` takes.
     """
 
     file: str = ""
-    column: str = ""
+    columns: tuple[str, ...] = ()
     kind: Kind | None = None
 
+    @property
+    def column(self) -> str:
+        """Return the first column."""
+        return self.columns[0]
+
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        return read_each_column(self.spec, self.columns, lambda name: replace(self, columns=(name,))._read(recordings))
+
+    def _read(self, recordings: Sequence[Recording]) -> Labels:
         rows = _read_rows(self)
         found: dict[str, dict[float, Row]] = {}
         matched: list[Row] = []
@@ -133,24 +150,25 @@ def parse_table(spec: str, argument: str, joined_on: tuple[str, ...] = ()) -> Ta
         There is no such table, or it lacks the column or ``participant_id``.
     """
     place, kind = split_kind(argument)
-    file, _, column = place.rpartition(":")
-    if not (file and column):
+    file, _, named = place.rpartition(":")
+    columns = split_columns(spec, f"{named}:{kind}" if kind else named)[0] if named else ()
+    if not (file and columns):
         raise UserError(f"target '{spec}': needs a file and a column, such as table:labels.csv:score")
-    joined_on = joined_on or _keys_in(file, column)
+    joined_on = joined_on or _keys_in(file, columns)
     chosen = EventTable if "onset" in joined_on else LabelTable
-    return chosen(spec, joined_on=joined_on, file=file, column=column, kind=kind)
+    return chosen(spec, joined_on=joined_on, file=file, columns=columns, kind=kind)
 
 
-def _keys_in(file: str, column: str) -> tuple[str, ...]:
+def _keys_in(file: str, columns: Sequence[str]) -> tuple[str, ...]:
     """Return the columns that a table can be joined on, by their names in `KEYS`."""
     path = Path(file).expanduser()
     table = read_table(path)
-    target = find_column(table, column)
-    if target is None:
-        raise UserError(f"{path}: no column '{column}' ({list_columns(table)})")
-    present = {
-        key for key, names in KEYS.items() if any(find_column(table, name) not in (None, target) for name in names)
-    }
+    targets = {name: find_column(table, name) for name in columns}
+    for name, found in targets.items():
+        if found is None:
+            raise UserError(f"{path}: no column '{name}' ({list_columns(table)})")
+    none = (None, *targets.values())
+    present = {key for key, names in KEYS.items() if any(find_column(table, name) not in none for name in names)}
     if "participant_id" not in present:
         raise UserError(f"{path}: no column 'participant_id', the subject of each row ({list_columns(table)})")
     return tuple(key for key in KEYS if key in present)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,10 @@ from raypipe.recordings.recording import Recording
 
 _ROUNDING = 1e-6
 """Seconds by which a window may reach beyond its recording: times are rounded."""
+
+
+Value = float | tuple[float, ...]
+"""Target of a window: a value, the place of its class, or several values."""
 
 
 class TargetSpec(FrozenModel):
@@ -51,16 +55,18 @@ class Labels:
     kind: Kind
     classes: tuple[str, ...] = ()
     """Names of the classes; a target is an index into them. Empty for regression."""
-    by_subject: dict[str, float] | None = None
+    by_subject: Mapping[str, Value] | None = None
     """Target of each subject, where all windows of a subject share one. Subjects without a target are missing."""
-    by_recording: dict[str, float] | None = None
+    by_recording: Mapping[str, Value] | None = None
     """Target of each recording by its key, where those of a subject may differ. Recordings without one are missing."""
-    by_onset: dict[str, dict[float, float]] | None = None
+    by_onset: Mapping[str, Mapping[float, Value]] | None = None
     """Targets of a recording's events by their onset (s), by the recording's key, where a table gives them."""
     notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Sentences on how the values were taken."""
+    outputs: tuple[str, ...] = field(default=(), repr=False)
+    """Names of the values, where a target has several; it is then a regression."""
 
-    def target_of(self, recording: Recording) -> float:
+    def target_of(self, recording: Recording) -> Value:
         """Return the target that all windows of a recording share; NaN where it has none."""
         by_subject, by_recording = self.by_subject or {}, self.by_recording or {}
         return by_recording.get(recording.key, by_subject.get(recording.subject, float("nan")))
@@ -83,6 +89,7 @@ class Labels:
             None if by_subject is None else {recording.subject: by_subject[recording.subject]},
             None if by_recording is None else {recording.key: by_recording[recording.key]},
             None if by_onset is None else {recording.key: by_onset[recording.key]},
+            outputs=self.outputs,
         )
 
 
@@ -92,8 +99,8 @@ class Segment:
 
     onset: float
     """Start in seconds from the recording's start."""
-    target: float = float("nan")
-    """Value, or index of the class; NaN where unknown."""
+    target: Value = float("nan")
+    """Value or values, or index of the class; NaN where unknown."""
     mark: str = ""
     """Text for the table's column `mark`."""
 
@@ -189,7 +196,7 @@ class Target(ABC):
         """
 
 
-def segments_side_by_side(duration: float, timing: WindowTiming, target: float) -> Segments:
+def segments_side_by_side(duration: float, timing: WindowTiming, target: Value) -> Segments:
     """Place as many windows as fit, from the recording's start on."""
     count = int(np.floor((duration - timing.window + _ROUNDING) / timing.stride)) + 1
     if count < 1:

@@ -23,6 +23,9 @@
                                                leaves out), ``no-caution`` (leave out recordings marked ``caution``)
 =============================================  =====================================================================
 
+``participants``, ``events-column`` and ``table`` take several columns of numbers, separated by commas: a regression of
+several values, which leaves out whoever lacks one of them.
+
 To add a target, write a subclass of `Target` with `segment` and, if the targets' kind or classes depend on the data,
 `read_labels`. Add it to `TARGETS`.
 """
@@ -37,11 +40,12 @@ from unicodedata import normalize
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.data.challenge import parse_challenge1, parse_challenge2
-from raypipe.data.column_labels import column_labels, split_kind
+from raypipe.data.column_labels import column_labels
 from raypipe.data.event_targets import Events, EventsColumn, EventTarget, Latency
 from raypipe.data.given_target import FUNCTIONS, GivenTarget
 from raypipe.data.manifest import Plan
 from raypipe.data.person_column import other_tables, read_person_column
+from raypipe.data.several_columns import read_each_column, split_columns
 from raypipe.data.table_target import parse_table
 from raypipe.data.target_base import (
     Labels,
@@ -59,16 +63,19 @@ from raypipe.recordings.recording import Recording
 
 @dataclass(frozen=True)
 class Participants(Target):
-    """Predict a column of participants.tsv."""
+    """Predict a column of participants.tsv, or several of numbers."""
 
-    column: str = ""
+    columns: tuple[str, ...] = ()
     kind: Kind | None = None
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        column = read_person_column(recordings, self.column, as_text=self.kind == "classification")
+        return read_each_column(self.spec, self.columns, lambda name: self._read(recordings, name))
+
+    def _read(self, recordings: Sequence[Recording], name: str) -> Labels:
+        column = read_person_column(recordings, name, as_text=self.kind == "classification")
         labels = column_labels(column.values, column.where, self.kind, is_numeric=column.is_numeric)
-        others = other_tables(recordings[0], self.column)
-        twice = [f"'{self.column}' is read from participants.tsv; {file} has it too{use}." for file, use in others]
+        others = other_tables(recordings[0], name)
+        twice = [f"'{name}' is read from participants.tsv; {file} has it too{use}." for file, use in others]
         return replace(labels, notes=(*labels.notes, *twice))
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
@@ -90,19 +97,19 @@ class BidsTask(Target):
 
 
 def _parse_participants(spec: str, argument: str) -> Target:
-    column, kind = split_kind(argument)
-    if not column:
+    columns, kind = split_columns(spec, argument)
+    if not columns:
         raise UserError(f"target '{spec}': needs a column of participants.tsv, such as participants:age")
-    return Participants(spec, column=column, kind=kind)
+    return Participants(spec, columns=columns, kind=kind)
 
 
 def _parse_events_column(spec: str, argument: str) -> Target:
-    column, kind = split_kind(argument)
-    if not column:
+    columns, kind = split_columns(spec, argument)
+    if not columns:
         raise UserError(f"target '{spec}': needs a column of events.tsv, such as events-column:response_time")
-    if column.casefold() == "onset":
+    if "onset" in map(str.casefold, columns):
         raise UserError(f"target '{spec}': the onset is when the event is; name a column of what is to be predicted")
-    return EventsColumn(spec, column=column, kind=kind)
+    return EventsColumn(spec, columns=columns, kind=kind)
 
 
 TARGETS: dict[str, Callable[[str, str], Target]] = {

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.store_names import require_known_store
-from raypipe.data.manifest import OPTIONAL_COLUMNS, TABLE, Shard, read_manifest
+from raypipe.data.manifest import OPTIONAL_COLUMNS, OUTPUT, TABLE, Shard, read_manifest
 from raypipe.data.shard_file import REBUILD_HINT, content_hash, map_shard
 from raypipe.storage.regular_files import read_whole
 
@@ -44,7 +44,9 @@ class WindowStore:
         evaluated crop), `digest` (a hash of its samples). Also `release`, `age` and `group` where they are known, and
         `mark` where the target marks windows.
     targets
-        (N,) float32 values, or int64 classes.
+        (N,) float32 values, or int64 classes; (N, K) float32 where a target has several values.
+    outputs
+        Names of these values; empty for one value, and for classes.
     subjects
         (N,) subject labels without ``sub-``.
     classes
@@ -70,7 +72,9 @@ class WindowStore:
         plan = self.manifest.plan
         self.classes = list(self.manifest.classes)
         self.kind, self.metric = self.manifest.kind, self.manifest.metric
-        self.n_outputs = len(self.classes) or 1
+        names = [str(name) for name in self.table.columns]
+        self.outputs = [name.removeprefix(OUTPUT) for name in names if name.startswith(OUTPUT)]
+        self.n_outputs = len(self.classes) or len(self.outputs) or 1
         self.sfreq = plan.sfreq
         self.channels = list(plan.channels)
         self.n_channels = len(self.channels)
@@ -79,7 +83,8 @@ class WindowStore:
         self.data_hash = self.manifest.data_hash
         self.redone: int | None = None
         self.is_up_to_date = False
-        self.targets: NDArray[Any] = self.table["target"].to_numpy(np.int64 if self.classes else np.float32)
+        columns: Any = [f"{OUTPUT}{name}" for name in self.outputs] or "target"
+        self.targets: NDArray[Any] = self.table[columns].to_numpy(np.int64 if self.classes else np.float32)
         self.subjects: NDArray[Any] = self.table["subject"].to_numpy(dtype=object).astype(str)
         self._shard_N = self.table["shard"].to_numpy(np.int64)
         self._row_N = self.table["row"].to_numpy(np.int64)
@@ -124,6 +129,7 @@ class WindowStore:
         """Return a summary in one line: contents, what was left out, and how many recordings `prepare` read."""
         summary = self.manifest.summary
         target = f"{len(self.classes)} classes ({', '.join(self.classes[:5])})" if self.classes else "regression"
+        target += f" of {len(self.outputs)} values ({', '.join(self.outputs[:5])})" if self.outputs else ""
         parts = [
             f"{summary.windows} windows of {self.n_channels} channels x {self.window_samples} samples at "
             f"{self.sfreq:g} Hz from {summary.recordings} recordings of {summary.subjects} subjects; {target}"
@@ -228,7 +234,7 @@ class WindowStore:
         return np.asarray(self._offset_N[np.asarray(index_B, np.int64)])
 
     def target_at(self, index_B: ArrayLike, offset_B: ArrayLike) -> NDArray[np.float32]:
-        """Return the regression targets (B,) of crops that start `offset_B` samples into their windows."""
+        """Return the regression targets (B,) or (B, K) of crops that start `offset_B` samples into their windows."""
         if self.target_is_offset:
             return (np.asarray(offset_B) / self.sfreq).astype(np.float32)
         return self.targets[np.asarray(index_B, np.int64)].astype(np.float32)
@@ -242,9 +248,12 @@ class WindowStore:
         if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
             raise DamagedFileError(f"{path}: damaged (its content is not what prepare wrote); {REBUILD_HINT}")
         # Numbers are read as text first: the fast parser of pandas may lose their last digit.
-        columns = ("recording", "subject", "session", "task", "run", "onset", "target", "digest", *OPTIONAL_COLUMNS)
-        table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(columns, str), keep_default_na=False)
-        return table.astype({"onset": float, "target": float})
+        columns = ("recording", "subject", "session", "task", "run", "onset", "digest", *OPTIONAL_COLUMNS)
+        names = pd.read_csv(io.BytesIO(data), nrows=0).columns
+        values = [name for name in names if name == "target" or name.startswith(OUTPUT)]
+        texts = dict.fromkeys((*columns, *values), str)
+        table = pd.read_csv(io.BytesIO(data), dtype=texts, keep_default_na=False)
+        return table.astype(dict.fromkeys(("onset", *values), float))
 
     # Integrity
 

@@ -15,7 +15,7 @@ from raypipe.core.errors import nearest
 from raypipe.data.challenge import scorer_offsets
 from raypipe.data.manifest import Plan
 from raypipe.data.piece_reader import PieceReader, filter_length
-from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming
+from raypipe.data.target_base import Labels, Segment, Segments, Target, Value, WindowTiming
 from raypipe.recordings.channels import EegChannels, eeg_channels
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, Span, UnreadableRecordingError
@@ -47,7 +47,7 @@ class Window:
     """Place of the span in `Signal.spans`."""
     start: int
     """Samples from the span's start at the windows' sampling rate."""
-    target: float
+    target: Value
     offset: int
     """Samples from the window's start to the evaluated crop."""
     mark: str = ""

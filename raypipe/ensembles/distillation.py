@@ -43,8 +43,10 @@ class _StudentData(FoldData):
             one_hot_BK = torch.nn.functional.one_hot(labels, self.n_classes).to(predicted_BO)
             return torch.lerp(predicted_BO, one_hot_BK, LABEL_SHARE)
         # The ensemble's predictions are shrunk already, and the student's output will be: undo the student's shrinkage.
-        predicted_B = (predicted_BO[:, 0] - self.out_centre) / (self.out_scale or self.scale)
-        return torch.lerp(predicted_B, labels, LABEL_SHARE)
+        scale = self.scale if self.config.shrink == 1 else self.out_scale
+        predicted = predicted_BO[:, 0] if labels.ndim == 1 else predicted_BO
+        standardised = torch.as_tensor((predicted.numpy() - self.out_centre) / scale, dtype=torch.float32)
+        return torch.lerp(standardised, labels, LABEL_SHARE)
 
 
 def choose_student(run: RunStore, members: Sequence[Member]) -> Member:

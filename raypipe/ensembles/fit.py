@@ -34,6 +34,7 @@ from raypipe.ensembles.members import CPU, MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
 from raypipe.ensembles.outcome import Outcome
+from raypipe.ensembles.output_scores import score_outputs, sentence
 from raypipe.ensembles.people import fit_people
 from raypipe.ensembles.reliability import Reliability, reliability_of
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, is_by_subject, score_table
@@ -92,6 +93,8 @@ def fit_ensemble(
 
     shipped = shipped_members(candidates, fits, student)
     verdict, notes = write_verdict(_outcome(candidates, fits, rows, table, shipped, evaluations, list(baselines)))
+    sets, like = (candidates.search, candidates.held_out), candidates.predictions
+    outputs = score_outputs(run.info.outputs, candidates.scoring, rows, *sets, like)
     return Ensemble(
         run=run,
         method=fits.chosen,
@@ -105,7 +108,8 @@ def fit_ensemble(
         table=table,
         baselines=list(baselines),
         verdict=verdict,
-        notes=notes,
+        notes=[*sentence(outputs, run.info.metric), *notes],
+        outputs=outputs,
         held_out=_held_out_record(candidates, rows, held_out, shipped),
         held_out_evaluations=evaluations.times,
         diversity=_diversity(candidates),
@@ -161,8 +165,10 @@ def _outcome(
 
 
 def _reliability(candidates: Candidates, row: RowPredictions) -> Reliability | None:
-    """Return the reliability of a row's nested predictions, if it has some."""
-    return None if row.nested is None else reliability_of(candidates.predictions, row.nested)
+    """Return the reliability of a row's nested predictions; None without them, and of several values (`outputs`)."""
+    if row.nested is None or candidates.run.info.outputs:
+        return None
+    return reliability_of(candidates.predictions, row.nested)
 
 
 def _diversity(candidates: Candidates) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from raypipe.ensembles.family_record import Family
 from raypipe.ensembles.held_out_record import HeldOut
 from raypipe.ensembles.members import MergedNetworks, MergedRecord
 from raypipe.ensembles.oof import Floats
+from raypipe.ensembles.output_scores import OutputScores
 from raypipe.ensembles.people import People
 from raypipe.ensembles.reliability import Reliability
 from raypipe.ensembles.rules import MAX_MEMBERS, CalibrationRecord, check_rule_fields, require_shares
@@ -89,6 +90,8 @@ class EnsembleRecord(OwnedRecord):
     calibration: CalibrationRecord | None
     reliability: Reliability | None
     people: People | None
+    outputs: list[OutputScores] = Field(default_factory=list)
+    """Of each value of a target with several."""
     files: dict[str, str]
     """SHA-256 of the arrays and of the table, by file."""
 
@@ -145,6 +148,8 @@ class Ensemble:
     """See `scores.score_table`."""
     baselines: list[Baseline]
     """Rows of the table that are classical baselines."""
+    outputs: list[OutputScores]
+    """Scores of each value of a target with several; the table has means over them."""
     verdict: str
     """Two or three sentences on the scores."""
     notes: list[str]
@@ -215,6 +220,7 @@ class Ensemble:
             calibration=None if self.calibration is None else CalibrationRecord(**vars(self.calibration)),
             reliability=self.reliability,
             people=self.people,
+            outputs=self.outputs,
         )
         write_record(self.run.folder, RECORD, record)
 
@@ -260,6 +266,7 @@ class Ensemble:
             calibration=None if record.calibration is None else Calibration(**dict(record.calibration)),
             reliability=record.reliability,
             people=record.people,
+            outputs=record.outputs,
             table=table.astype(dict.fromkeys(_COUNTS, int)),
             baselines=record.baselines,
             verdict=record.verdict,

@@ -35,7 +35,7 @@ class HeldOut:
     groups: NDArray[np.str_]
     """(N,) group of each subject, or the subject where the run has no groups."""
     targets: NDArray[Any]
-    """(N,) values, or class numbers."""
+    """(N,) values, or class numbers; (N, K) of several values."""
     predictions: NDArray[np.float32]
     """(N, outputs) predictions of the shipped module: the value in target units, or class probabilities."""
     trials: NDArray[np.float32]
@@ -61,8 +61,10 @@ class HeldOut:
             if arrays[name].dtype.kind not in kinds:
                 raise ValueError(f"{name}: has values of type {arrays[name].dtype}")
         n, n_outputs = len(np.atleast_1d(arrays["targets"])), np.size(arrays["constant"])
+        n_values = n_outputs if np.ndim(arrays["targets"]) == 2 else 1
         shapes = {
-            **dict.fromkeys(("windows", "subjects", "groups", "targets"), (n,)),
+            **dict.fromkeys(("windows", "subjects", "groups"), (n,)),
+            "targets": (n,) if n_values == 1 else (n, n_values),
             "predictions": (n, n_outputs),
             "trials": (n_members, n, n_outputs),
             "constant": (n_outputs,),

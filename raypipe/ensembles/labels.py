@@ -29,7 +29,10 @@ def resampled(subjects: int, units: int) -> str:
 
 
 def describe_target(target: str) -> str:
-    """Return what a target predicts: ``participants:age`` gives ``age``, ``events:A,B`` gives ``A against B``."""
+    """Return what a target predicts: ``participants:age`` gives ``age``, ``events:A,B`` gives ``A against B``.
+
+    Several columns are values: ``participants:A,B`` gives ``A and B``.
+    """
     kind, _, rest = target.partition(":")
     if kind == "challenge1":
         return "the response time"
@@ -38,11 +41,12 @@ def describe_target(target: str) -> str:
     if kind == "latency":
         return f"stimulus latency ({' or '.join(part.strip() for part in rest.split(','))})"
     if kind == "epochs":
-        rest = rest.partition(":")[2]
+        kind, _, rest = rest.partition(":")
     if kind == "table":
         kind, rest = "participants", rest.removesuffix(":regression").removesuffix(":classification").rpartition(":")[2]
-    if kind in ("participants", "events-column", "epochs") and "," not in rest:
-        return rest.removesuffix(":regression").removesuffix(":classification")
+    if kind in ("participants", "events-column", "metadata") or (kind == "event" and "," not in rest):
+        names = rest.removesuffix(":regression").removesuffix(":classification").split(",")
+        return " and ".join(name.strip() for name in names)
     return " against ".join(part.strip() for part in rest.split(",")) or kind
 
 

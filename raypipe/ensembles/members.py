@@ -190,7 +190,7 @@ def _complete(spec: Spec, networks: Sequence[Tensors]) -> tuple[Spec, dict[str, 
     """Fill in `centre` and `scale` of each member, and return the spec with the state of its module."""
     state: dict[str, torch.Tensor] = {}
     for number, (member, tensors) in enumerate(zip(spec["members"], networks, strict=True)):
-        member["centre"], member["scale"] = float(tensors["target.centre"]), float(tensors["target.scale"])
+        member["centre"], member["scale"] = tensors["target.centre"].tolist(), tensors["target.scale"].tolist()
         for name, tensor in tensors.items():
             if name.startswith("model."):
                 state[f"members.{number}.{name.removeprefix('model.')}"] = tensor

@@ -14,7 +14,7 @@ from functools import partial
 from raypipe.core.metrics import Kind
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.selection import greedy_selection
-from raypipe.ensembles.stacking import boosting, missing_classes, ridge_stacking
+from raypipe.ensembles.stacking import boosting, not_boosted, ridge_stacking
 from raypipe.ensembles.weights import (
     average_of_best,
     average_of_snapshots,
@@ -81,7 +81,7 @@ _ALL = (
         partial(variance_or_entropy_weights, by_member=True),
         missing_variances,
     ),
-    Method("boosting", "gradient boosting on predictions and confidence features", boosting, missing_classes),
+    Method("boosting", "gradient boosting on predictions and confidence features", boosting, not_boosted),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 """Methods by name. Those of ``auto`` come first, simpler ones before others: a simpler one is preferred."""

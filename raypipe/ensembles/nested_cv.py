@@ -242,7 +242,8 @@ def score_by_ensemble_size(pool: Pool) -> dict[str, list[float]]:
 
 def error_correlations(members: MemberPredictions) -> Floats:
     """Return the correlations (M, M) of the members' errors over windows and outputs."""
-    residuals_MX = (members.predictions - members.encoded_targets).reshape(len(members.names), -1)
+    like = members.standardised()
+    residuals_MX = (like.predictions - like.encoded_targets).reshape(len(like.names), -1)
     if len(residuals_MX) == 1:
         return np.ones((1, 1))
     with np.errstate(invalid="ignore", divide="ignore"):

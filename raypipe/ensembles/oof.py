@@ -14,6 +14,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, LeakError
 from raypipe.core.levels import Level, mean_per_row, people_rows, ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, get_metric
+from raypipe.core.outputs import as_columns, one_value, spread_of
 from raypipe.models.combine import Rule, combine
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Member
@@ -35,7 +36,7 @@ class MemberPredictions:
     predictions: Floats
     """(M, N, outputs): values in target units, or class probabilities."""
     targets: NDArray[Any]
-    """(N,) values, or class numbers."""
+    """(N,) values, or class numbers; (N, K) of several values."""
     subjects: NDArray[Any]
     """(N,)."""
     folds: Index
@@ -104,13 +105,32 @@ class MemberPredictions:
     def encoded_targets(self) -> Floats:
         """Targets (N, outputs) that predictions are compared with: values, or one-hot classes."""
         if self.kind == "regression":
-            return np.asarray(self.targets, dtype=np.float64)[:, None]
+            return as_columns(np.asarray(self.targets, dtype=np.float64))
         return np.asarray(np.eye(self.predictions.shape[2])[self.targets.astype(np.int64)])
+
+    @property
+    def error_units(self) -> Floats:
+        """What errors are divided by (outputs,): 1, or of several values each one's standard deviation."""
+        if self.targets.ndim < 2:
+            return np.ones(self.predictions.shape[2])
+        return spread_of(self.targets)
+
+    def of_output(self, k: int) -> MemberPredictions:
+        """Return the predictions and targets of one of several values."""
+        return replace(self, predictions=self.predictions[:, :, k : k + 1], targets=self.targets[:, k])
+
+    def standardised(self) -> MemberPredictions:
+        """Return several values in standard deviations of their targets, so that each counts the same; else these."""
+        if self.targets.ndim < 2:
+            return self
+        units = self.error_units
+        return replace(self, predictions=self.predictions / units, targets=self.targets / units)
 
     @property
     def squared_errors(self) -> Floats:
         """Mean squared error of each member (M,); for classes the Brier score (Brier 1950: summed over classes)."""
-        return np.asarray(((self.predictions - self.encoded_targets) ** 2).sum(2).mean(1))
+        like = self.standardised()
+        return np.asarray(((like.predictions - like.encoded_targets) ** 2).sum(2).mean(1))
 
     def score(self, predictions: NDArray[Any]) -> float:
         """Return the score of predictions (N, outputs) by which methods are compared, as trials are."""
@@ -144,7 +164,7 @@ def subject_groups(members: MemberPredictions, n: int) -> Index:
     targets only.
     """
     names, index_N = np.unique(members.units, return_inverse=True)
-    means_S = np.bincount(index_N, weights=members.targets.astype(np.float64)) / np.bincount(index_N)
+    means_S = np.bincount(index_N, weights=one_value(members.targets).astype(np.float64)) / np.bincount(index_N)
     n = min(n, len(names))
     group_S = np.empty(len(names), np.int64)
     rng = np.random.default_rng(0)
@@ -195,7 +215,7 @@ def read_oof_predictions(
     members
         Trials that have stored predictions, and snapshots of them.
     subjects, targets
-        (N,) of all windows of the store.
+        (N,) of all windows of the store; targets (N, K) of several values.
 
     Raises
     ------

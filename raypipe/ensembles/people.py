@@ -33,7 +33,7 @@ class People(FrozenModel):
     scale: Annotated[float, Field(ge=SCALE_LIMITS[0], le=SCALE_LIMITS[1])] | None = None
     """Factor of the log of a person's mean class probabilities; None for values."""
     half_width: Annotated[float, Field(ge=0.0, le=1e30)] | None = None
-    """Half the width of a value's interval, in units of the target; None where it is not known."""
+    """Half the width of a value's interval, in units of the target; None where it is not known, or for several values."""
     nominal: Annotated[float, Field(gt=0.0, lt=1.0)] = NOMINAL
 
     @model_validator(mode="after")
@@ -76,6 +76,8 @@ def fit_people(like: MemberPredictions, nested_NO: NDArray[Any] | None) -> Peopl
     n = len(np.unique(rows.subjects))
     if is_class:
         return People(n=n, scale=_fit_scale(rows.predictions, rows.targets.astype(np.int64), n))
+    if rows.targets.ndim == 2:  # intervals are of one value
+        return People(n=n)
     if n < math.ceil((n + 1) * NOMINAL):  # no error of so few people bounds this share of new ones
         return People(n=n)
     error_R = np.abs(rows.predictions[:, 0] - rows.targets)

@@ -11,6 +11,8 @@ from raypipe.core.record import FrozenModel, describe_problem, first_problem
 
 MAX_MEMBERS = 10_000
 """Members that a rule combines at most."""
+MAX_VALUES = 1000
+"""Values that a target has at most."""
 MAX_NODES = 4_000_000
 """Nodes of all trees at most, each tree padded to the size of the largest."""
 _MAX_VALUE = 1e30
@@ -26,7 +28,8 @@ class LinearRule(FrozenModel):
 
     kind: Literal["linear"]
     weights: Annotated[list[NotNegative], ByMember]
-    intercept: Finite
+    intercept: Finite | Annotated[list[Finite], Field(min_length=2, max_length=MAX_VALUES)]
+    """Of one value, or of each of several."""
 
 
 class PrecisionRule(FrozenModel):
@@ -129,7 +132,7 @@ def check_rule(
     n_members
         Number of trials and snapshots.
     n_outputs
-        1 for regression, else the number of classes.
+        1 for regression, or its number of values; else the number of classes.
     n_variances
         Number of members that predict a variance.
     classification
@@ -142,7 +145,11 @@ def check_rule(
     """
     checked = check_rule_fields(rule, n_members)
     if isinstance(checked, TreesRule):
+        if n_outputs > 1 and not classification:
+            raise ValueError(f"rule: 'trees' is for one value or classes, and there are {n_outputs} values")
         _check_trees(checked, n_members, n_outputs, n_variances)
+    if isinstance(checked, LinearRule) and isinstance(checked.intercept, list) and len(checked.intercept) != n_outputs:
+        raise ValueError(f"rule: {len(checked.intercept)} intercepts for {n_outputs} outputs")
     if isinstance(checked, PrecisionRule if classification else EntropyRule):
         raise ValueError(f"rule: '{checked.kind}' is for {'regression' if classification else 'classes'}")
     if isinstance(checked, LinearRule) and classification:

@@ -6,7 +6,7 @@ Where subjects share groups (families, sites), intervals and tests are over grou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ class EvaluationSet:
     """Windows, or subjects, that predictions are scored on."""
 
     targets: Array
-    """(N,)."""
+    """(N,), or (N, K) of several values."""
     subjects: Array
     """(N,)."""
     folds: Array
@@ -63,6 +63,10 @@ class EvaluationSet:
     def score(self, metric: str, predictions: Array) -> float:
         """Return the score of predictions (N, outputs), within folds for metrics that only rank."""
         return score(within_folds(metric, self.folds), self.targets, predictions)
+
+    def of_output(self, k: int) -> EvaluationSet:
+        """Return the set of one of several values."""
+        return replace(self, targets=self.targets[:, k])
 
     def per_subject(self) -> EvaluationSet:
         """Return one row per subject and repeat of the folds, with the target of its first window."""
@@ -112,6 +116,11 @@ class RowPredictions:
     """Of the second of two classes, for `held_out` and `oof`."""
     nested_thresholds: Array | None = None
     """(N,) for `nested`, chosen on other subjects; None for `EVEN`."""
+
+    def of_output(self, k: int) -> RowPredictions:
+        """Return the predictions of one of several values."""
+        parts = (None if each is None else each[:, k : k + 1] for each in (self.oof, self.nested))
+        return RowPredictions(self.held_out[:, k : k + 1], *parts)
 
     def decided(self, metric: str) -> RowPredictions:
         """Return predicted classes, with probability 1, for a metric of classes; else the row itself."""

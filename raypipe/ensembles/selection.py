@@ -23,7 +23,7 @@ MAX_COMPARED_PAIRS = 2000
 
 def forward_selection(members: MemberPredictions, n: int) -> list[int]:
     """Return the indices of `n` members, each the one whose addition gives the best mean with equal weights."""
-    members = members.at_level()
+    members = _comparable(members.at_level())
     chosen: list[int] = []
     total_NO = np.zeros_like(members.encoded_targets)
     while len(chosen) < min(n, len(members.names)):
@@ -40,7 +40,7 @@ def greedy_selection(members: MemberPredictions) -> Rule:
     Caruana et al. (2006) draw half of several hundred members for each bag. Here members are few, and such a bag would
     often lack the best ones, so subjects are drawn instead.
     """
-    members = members.at_level()
+    members = _comparable(members.at_level())
     rng = np.random.default_rng(0)
     names = np.unique(members.subjects)
     weights_M = np.zeros(len(members.names))
@@ -52,6 +52,11 @@ def greedy_selection(members: MemberPredictions) -> Rule:
         counts_M = _pick_greedily(members.select_windows(index))
         weights_M += counts_M / counts_M.sum()
     return linear_rule(weights_M / weights_M.sum())
+
+
+def _comparable(members: MemberPredictions) -> MemberPredictions:
+    """Return members whose squared errors order combinations: several values in units in which each counts the same."""
+    return members.standardised() if members.metric in OF_SQUARED_ERROR else members
 
 
 def _pick_greedily(members: MemberPredictions) -> NDArray[np.int64]:

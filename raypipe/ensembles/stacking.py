@@ -22,34 +22,36 @@ def ridge_stacking(members: MemberPredictions) -> Rule:
     """Fit non-negative least squares with a ridge towards equal weights, the penalty cross-validated over subjects.
 
     Regression has an intercept, and its weights may sum to less than one: predictions shrink to the mean where the
-    members know little. Weights of classes are scaled to sum to one.
+    members know little. Weights of classes are scaled to sum to one. Several values share the weights, which are fitted
+    on all of them in standard deviations of their targets; each has an intercept of its own.
     """
     losses_P = np.zeros(len(PENALTIES))
     for fit_N, test_N in subject_splits(members, INNER_GROUPS):
         fit, test = members.select_windows(fit_N), members.select_windows(test_N)
         for index, penalty in enumerate(PENALTIES):
             combined_NO = test.combine(_fit_ridge(fit, penalty))
-            losses_P[index] += ((combined_NO - test.encoded_targets) ** 2).sum()
+            losses_P[index] += (((combined_NO - test.encoded_targets) / members.error_units) ** 2).sum()
     return _fit_ridge(members, PENALTIES[int(losses_P.argmin())])
 
 
 def _fit_ridge(members: MemberPredictions, penalty: float) -> Rule:
     from scipy.optimize import nnls
 
-    x_XM = members.predictions.reshape(len(members.names), -1).T
-    y_X = members.encoded_targets.ravel()
     regression = members.kind == "regression"
-    mean_M, mean = (x_XM.mean(0), float(y_X.mean())) if regression else (np.zeros(x_XM.shape[1]), 0.0)
-    x_XM, y_X = x_XM - mean_M, y_X - mean
+    x_MNO, y_NO = members.predictions, members.encoded_targets
+    mean_MO, mean_O = (x_MNO.mean(1), y_NO.mean(0)) if regression else (np.zeros((len(x_MNO), 1)), np.zeros(1))
+    x_XM = ((x_MNO - mean_MO[:, None]) / members.error_units).reshape(len(x_MNO), -1).T
+    y_X = ((y_NO - mean_O) / members.error_units).ravel()
     unit = float(np.sqrt(np.mean(x_XM**2))) or 1.0  # so that weights do not depend on the unit of the targets
     x_XM, y_X = x_XM / unit, y_X / unit
-    n, ridge = len(mean_M), penalty * len(y_X)
+    n, ridge = len(x_MNO), penalty * len(y_X)
     gram_MM = x_XM.T @ x_XM + (ridge + 1e-9) * np.eye(n)
     moment_M = x_XM.T @ y_X + ridge / n
     lower_MM = np.linalg.cholesky(gram_MM)
     weights_M = nnls(lower_MM.T, np.linalg.solve(lower_MM, moment_M))[0]
     if regression:
-        return linear_rule(weights_M, mean - float(weights_M @ mean_M))
+        intercept_O = (mean_O - weights_M @ mean_MO).tolist()
+        return linear_rule(weights_M, intercept_O if len(intercept_O) > 1 else intercept_O[0])
     total = weights_M.sum()
     return linear_rule(weights_M / total if total > 0 else np.full(n, 1.0 / n))
 
@@ -109,8 +111,10 @@ def _tree(nodes: NDArray[Any], sorted_NF: Floats) -> dict[str, Any]:
     }
 
 
-def missing_classes(members: MemberPredictions) -> str | None:
-    """Return why classes cannot be boosted, or None."""
+def not_boosted(members: MemberPredictions) -> str | None:
+    """Return why predictions cannot be boosted, or None."""
+    if members.targets.ndim == 2:
+        return f"it combines one value or classes, and this target has {members.targets.shape[1]} values"
     if members.kind == "classification" and len(np.unique(members.targets)) < members.predictions.shape[2]:
         return "a class does not occur among the subjects that it is fitted on"
     return None

@@ -1,4 +1,7 @@
-"""Fit weights of members on out-of-fold predictions: one for each member, or one for each member and window."""
+"""Fit weights of members on out-of-fold predictions: one for each member, or one for each member and window.
+
+Several values share their weights, which are fitted on the errors of all of them in standard deviations of the targets.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypipe.core.metrics import Kind, get_metric
+from raypipe.core.outputs import as_columns
 from raypipe.ensembles.oof import Floats, MemberPredictions, subject_splits
 from raypipe.models.combine import Rule, apply_temperature, normalised_entropy
 
@@ -23,9 +27,10 @@ ENTROPY_FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Factors of the entropy in a window's weight, ``exp(-factor * entropy)``."""
 
 
-def linear_rule(weights: Floats, intercept: float = 0.0) -> Rule:
-    """Return the rule of fixed weights (M,)."""
-    return {"kind": "linear", "weights": [float(w) for w in weights], "intercept": float(intercept)}
+def linear_rule(weights: Floats, intercept: float | Sequence[float] = 0.0) -> Rule:
+    """Return the rule of fixed weights (M,), with an intercept, or one for each of several values."""
+    added = [float(each) for each in intercept] if isinstance(intercept, Sequence) else float(intercept)
+    return {"kind": "linear", "weights": [float(w) for w in weights], "intercept": added}
 
 
 # One weight for each member
@@ -75,7 +80,8 @@ def inverse_error(members: MemberPredictions) -> Rule:
 
 def power_of_inverse_error(members: MemberPredictions) -> Rule:
     """Weight members by a fitted power of the inverse of their mean squared error (`confidence_weights`)."""
-    return linear_rule(confidence_weights([*members.predictions], members.targets, members.kind))
+    like = members.standardised()
+    return linear_rule(confidence_weights([*like.predictions], like.targets, like.kind))
 
 
 def confidence_weights(predictions_MNO: Sequence[NDArray[Any]], targets: NDArray[Any], kind: Kind) -> Floats:
@@ -103,13 +109,14 @@ def confidence_weights(predictions_MNO: Sequence[NDArray[Any]], targets: NDArray
 def squared_error(predictions_NO: NDArray[Any], targets: NDArray[Any], kind: Kind) -> float:
     """Return the mean squared error, or the Brier score of probabilities (Brier 1950: summed over classes)."""
     classes = kind == "classification"
-    wanted_NO = np.eye(predictions_NO.shape[1])[targets.astype(np.int64)] if classes else targets[:, None]
+    wanted_NO = np.eye(predictions_NO.shape[1])[targets.astype(np.int64)] if classes else as_columns(targets)
     return float(np.mean(np.sum((predictions_NO.astype(np.float64) - wanted_NO) ** 2, axis=1)))
 
 
 def softmax_of_errors(members: MemberPredictions) -> Rule:
     """Weight members by a softmax of their errors, the temperature cross-validated over subjects."""
-    residuals_MNO = members.predictions - members.encoded_targets
+    like = members.standardised()
+    residuals_MNO = like.predictions - like.encoded_targets
     losses_T = np.zeros(len(TEMPERATURES))
     for fit_N, test_N in subject_splits(members, INNER_GROUPS):
         errors_M = (residuals_MNO[:, fit_N] ** 2).sum(2).mean(1)

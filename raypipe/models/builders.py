@@ -57,7 +57,7 @@ def _vit(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> 
 
 
 def _without_fit(options: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Leave out what only a fit uses, and the bins of classes, which are no numbers."""
+    """Leave out what only a fit uses, and the bins of classes, which are no numbers, and of several values."""
     rest = {name: value for name, value in options.items() if name not in ("standardise", "crops")}
     return rest if shape[2] == 1 else rest | {"bins": 0}
 

@@ -27,7 +27,7 @@ def combine(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None = None) 
     rule
         ``kind`` and its numbers, one of:
 
-        - ``linear``: ``weights`` (M), ``intercept``: the weighted sum.
+        - ``linear``: ``weights`` (M), ``intercept``, a number or one for each output: the weighted sum.
         - ``precision`` (regression): ``scale`` and ``floor`` (M): the weights of a sample are the inverse of its
           calibrated variance, ``scale * variance + floor``. A member that predicts no variance has scale 0.
         - ``entropy`` (classes): ``weights`` and ``temperatures`` (M), ``gamma``: probabilities are scaled by their
@@ -35,7 +35,7 @@ def combine(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None = None) 
           ``exp(-gamma * entropy / log K)``.
         - ``trees``: see `boosted_trees`.
     values_MNO
-        (M, N, O) values in target units (one output), or class probabilities.
+        (M, N, O) values in target units, or class probabilities.
     variances_MN
         (M, N) variances that members predict, if any do.
 
@@ -56,7 +56,8 @@ def _numbers(values: Any, like: Tensor) -> Tensor:
 
 def _linear(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None) -> Tensor:
     mixed_NO: Tensor = torch.einsum("m,mno->no", _numbers(rule["weights"], values_MNO), values_MNO)
-    return mixed_NO + float(rule["intercept"])
+    intercept = rule["intercept"]
+    return mixed_NO + (_numbers(intercept, mixed_NO) if isinstance(intercept, list) else float(intercept))
 
 
 def _precision(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None) -> Tensor:

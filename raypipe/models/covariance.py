@@ -122,7 +122,10 @@ class Covariance(ClosedForm):
 
 
 def n_groups(n_outputs: int) -> int:
-    """Return the groups of windows that have prototypes: the classes, or three thirds of the targets."""
+    """Return the groups of windows that have prototypes: the classes, or three thirds of the targets.
+
+    Of K values there are K groups, by the mean of the standardised values.
+    """
     return n_outputs if n_outputs > 1 else 3
 
 

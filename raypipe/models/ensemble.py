@@ -40,10 +40,10 @@ class EnsembleModule(nn.Module):
     spec
         The JSON in a bundle or a submission: ``kind`` (`regression` or `classification`), ``n_channels``,
         ``n_times``, ``n_outputs``, ``sfreq`` in Hz, and ``members``: for each its ``trial``, ``fold``, ``weight``,
-        ``centre``, ``scale`` and ``model`` (the ``model/`` part of the trial's configuration). A user's network has
-        the name of its ``program`` among the ``programs`` (`raypipe.models.program`). With a ``rule``, members
-        are in order of trial, then fold, and every trial has the same folds. A ``calibration`` (`combine.calibrate`) is
-        applied to the ensemble's class probabilities.
+        ``centre``, ``scale`` (lists with one for each of several values) and ``model`` (the ``model/`` part of the
+        trial's configuration). A user's network has the name of its ``program`` among the ``programs``
+        (`raypipe.models.program`). With a ``rule``, members are in order of trial, then fold, and every trial has the
+        same folds. A ``calibration`` (`combine.calibrate`) is applied to the ensemble's class probabilities.
 
     Raises
     ------
@@ -82,8 +82,8 @@ class EnsembleModule(nn.Module):
         self.features_like = _equal_features(networks, [member["model"] for member in members])
         self.predicts_variance = [network.predicts_variance for network in networks]
         self.weights: list[float] = [float(member["weight"]) for member in members]
-        self.centres: list[float] = [float(member["centre"]) for member in members]
-        self.scales: list[float] = [float(member["scale"]) for member in members]
+        self.centres: list[float | list[float]] = [member["centre"] for member in members]
+        self.scales: list[float | list[float]] = [member["scale"] for member in members]
 
     @property
     def device(self) -> torch.device:
@@ -112,9 +112,10 @@ class EnsembleModule(nn.Module):
             if self.classes:
                 values.append(torch.softmax(raw_BO, dim=1))
                 continue
-            values.append(raw_BO[:, : self.n_outputs] * scale + centre)
+            values.append(raw_BO[:, : self.n_outputs] * _factor(scale, raw_BO) + _factor(centre, raw_BO))
             predicted = self.predicts_variance[place]
-            variances.append(raw_BO[:, 1] * scale**2 if predicted else torch.zeros_like(raw_BO[:, 0]))
+            spread = _factor(scale, raw_BO) ** 2 if predicted else 0.0
+            variances.append(raw_BO[:, 1] * spread if predicted else torch.zeros_like(raw_BO[:, 0]))
         return torch.stack(values), torch.stack(variances) if any(self.predicts_variance) else None
 
     def forward(self, x_BCT: Tensor) -> Tensor:
@@ -169,6 +170,11 @@ def combine_models(
 def _by_fold(members_MB: Tensor, n_folds: int) -> Tensor:
     """Arrange predictions (members, B, ...) by fold: (folds, trials, B, ...)."""
     return members_MB.view(-1, n_folds, *members_MB.shape[1:]).transpose(0, 1)
+
+
+def _factor(values: float | list[float], like: Tensor) -> Any:
+    """Return a number as it is, and one for each of several values as a tensor with the type and device of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device) if isinstance(values, list) else float(values)
 
 
 def _equal_features(networks: Sequence[Network], models: Sequence[Mapping[str, Any]]) -> list[int | None]:

@@ -35,7 +35,9 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
     """
     if cfg.for_regression_only and n_outputs != 1:
         name = f"model/{cfg.for_regression_only}"
-        raise UserError(f"{name}: for regression only, and this target has {n_outputs} classes (leave it out)")
+        raise UserError(
+            f"{name}: for a regression of one value, and this target has {n_outputs} outputs (leave it out)"
+        )
     _check_length(cfg, n_times, sfreq)
     if isinstance(cfg, CovarianceConfig):
         _check_covariances(cfg, n_channels, n_times, n_outputs, sfreq)

@@ -111,7 +111,8 @@ class Network(nn.Module, ABC):
     n_channels, n_times
         Shape of a window.
     n_outputs
-        1 for regression; the number of classes for classification (the outputs are logits).
+        1 for regression, or the number of values of a target with several; the number of classes for classification
+        (the outputs are logits).
     norm
         See `normalise`.
     bins
@@ -139,7 +140,7 @@ class Network(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if (bins or variance) and n_outputs != 1:
-            raise ValueError("bins and variance are for regression")
+            raise ValueError("bins and variance are for regressions of one value")
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)} (given {norm!r})")
         self.n_channels, self.n_times, self.n_outputs = n_channels, n_times, n_outputs

@@ -158,6 +158,13 @@ class LoadedEnsemble:
         """Names of the classes; empty for regression."""
         return self.info.classes
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the outputs in tables of predictions."""
+        if self.classes:
+            return [f"probability_{name}" for name in self.classes]
+        return [f"prediction_{name}" for name in self.info.outputs] or ["prediction"]
+
     def decide(self, probabilities: NDArray[Any]) -> list[str]:
         """Return the predicted class of each row of probabilities (N, n_classes).
 
@@ -190,7 +197,7 @@ class LoadedEnsemble:
         Returns
         -------
         predictions
-            Regression: (N, 1) in target units. Classes: probabilities (N, n_classes).
+            Regression: (N, 1), or (N, K) of several values, in target units. Classes: probabilities (N, n_classes).
 
         Raises
         ------

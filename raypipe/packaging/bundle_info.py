@@ -66,6 +66,8 @@ class BundleInfo(Record):
     n_times: int
     """Samples of a window that the networks see."""
     n_outputs: int
+    outputs: list[str] = Field(default_factory=list)
+    """Names of the values, where the target has several."""
     prepare: Plan
     """Plan by which recordings were cut into windows."""
     scale: float = Field(ge=0.0)
@@ -145,7 +147,10 @@ class BundleInfo(Record):
             raise ValueError(f"classes: {len(self.classes)} names for {self.kind} with {self.n_outputs} outputs")
         if len(set(self.classes)) < len(self.classes) or not all(self.classes):
             raise ValueError("classes: a name is empty, or is there twice")
-        if (self.threshold is not None) != (self.n_outputs == 2):
+        several = self.n_outputs if self.kind == "regression" and self.n_outputs > 1 else 0
+        if len(self.outputs) != several or len(set(self.outputs)) < several or not all(self.outputs):
+            raise ValueError(f"outputs: {len(self.outputs)} names for {self.kind} with {self.n_outputs} outputs")
+        if (self.threshold is not None) != (len(self.classes) == 2):
             raise ValueError("threshold: there is one for two classes only")
         if self.people is not None and (self.people.scale is not None) != (self.kind == "classification"):
             raise ValueError("people: a scale is of classes, and they need one")

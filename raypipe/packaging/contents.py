@@ -182,6 +182,7 @@ def _describe(
         window_samples=windows.window_samples,
         n_times=windows.crop_samples,
         n_outputs=windows.n_outputs,
+        outputs=run.info.outputs,
         prepare=windows.manifest.plan,
         scale=windows.manifest.summary.scale,
         method=ensemble.method,

@@ -47,6 +47,8 @@ class GraphInfo(Record):
     """Of the windows."""
     n_times: int = Field(ge=1)
     n_outputs: int = Field(ge=1)
+    outputs: list[str] = Field(default_factory=list)
+    """Names of the values, where the target has several."""
     scale: float = Field(ge=0.0)
     """Usual spread of a window's samples (uV); 0 where it is unknown."""
     prepare: Plan
@@ -68,6 +70,9 @@ class GraphInfo(Record):
             raise ValueError(f"n_times: a window must have 1 to {MAX_WINDOW} samples over all channels")
         if len(self.classes) != (self.n_outputs if self.kind == "classification" else 0):
             raise ValueError(f"classes: {len(self.classes)} names for {self.kind} with {self.n_outputs} outputs")
+        several = self.n_outputs if self.kind == "regression" and self.n_outputs > 1 else 0
+        if len(self.outputs) != several:
+            raise ValueError(f"outputs: {len(self.outputs)} names for {self.kind} with {self.n_outputs} outputs")
         if self.threshold is not None and len(self.classes) != 2:
             raise ValueError("threshold: there is one for two classes only")
         if any(len(row) != self.n_outputs for row in self.reference):

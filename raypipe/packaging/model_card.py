@@ -77,6 +77,8 @@ def _resampled(info: BundleInfo) -> str:
 
 def _use(info: BundleInfo) -> list[str]:
     output = "one value per window, in the unit of the target"
+    if info.outputs:
+        output = f"values per window of {', '.join(f'`{name}`' for name in info.outputs)}, each in its unit"
     if info.kind == "classification":
         output = f"probabilities of {', '.join(f'`{name}`' for name in info.classes)}"
     if info.recipes:

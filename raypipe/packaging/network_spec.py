@@ -28,6 +28,9 @@ MAX_TABLE_BYTES = 2**29
 Kind = Literal["regression", "classification"]
 
 
+Positive = Annotated[float, Field(gt=0.0, le=1e30)]
+
+
 class TensorKind(FrozenModel):
     """Shape and type of a weight or a constant of a program."""
 
@@ -53,10 +56,10 @@ class NetworkMember(FrozenModel):
     fold: int = Field(ge=0)
     weight: float = Field(ge=0.0, le=1.0)
     """Its share of the ensemble; the shares sum to one."""
-    centre: Finite
-    """Added to the scaled output, in target units."""
-    scale: float = Field(gt=0.0, le=1e30)
-    """Target units per unit of output."""
+    centre: Finite | list[Finite]
+    """Added to the scaled output, in target units; of several values, one for each."""
+    scale: Positive | list[Positive]
+    """Target units per unit of output; of several values, one for each."""
     model: ModelConfig
     program: str | None = None
     """Its program, if it is a network of a user's; None for one that is built from its source."""
@@ -91,8 +94,13 @@ class NetworkSpec(FrozenModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.kind == "classification") != (self.n_outputs > 1):
-            raise ValueError(f"{self.kind} with {self.n_outputs} outputs: regression has one, classes have one each")
+        if self.kind == "classification" and self.n_outputs < 2:
+            raise ValueError("classification with one output: classes have one each")
+        for each in (number for member in self.members for number in (member.centre, member.scale)):
+            if isinstance(each, list) and (self.kind == "classification" or len(each) != self.n_outputs):
+                raise ValueError(
+                    f"members: {len(each)} centres or scales for {self.kind} with {self.n_outputs} outputs"
+                )
         if self.n_channels * self.n_times > MAX_WINDOW_VALUES:
             raise ValueError(
                 f"windows of {self.n_channels} x {self.n_times} values; at most {MAX_WINDOW_VALUES:,} are read"
@@ -101,7 +109,9 @@ class NetworkSpec(FrozenModel):
         self._check_networks()
         if self.rule is not None:
             self._check_rule(self.rule)
-        if self.calibration is not None and (self.n_outputs < 2 or len(self.calibration.shift) != self.n_outputs):
+        if self.calibration is not None and (
+            self.kind == "regression" or len(self.calibration.shift) != self.n_outputs
+        ):
             raise ValueError(f"calibration: {len(self.calibration.shift)} shifts for {self.n_outputs} outputs")
         return self
 
@@ -112,7 +122,7 @@ class NetworkSpec(FrozenModel):
         if layers > MAX_LAYERS:
             raise ValueError(f"members: {layers:,} blocks; at most {MAX_LAYERS:,} are read")
         if any(model.for_regression_only and self.n_outputs > 1 for model in distinct):
-            raise ValueError("members: model/bins and model/variance are for regression")
+            raise ValueError("members: model/bins and model/variance are for a regression of one value")
         for program in self.programs.values():
             shape = {"n_channels": self.n_channels, "n_times": self.n_times, "n_outputs": self.n_outputs}
             check_program(program.model_dump(), **shape)

@@ -90,7 +90,8 @@ def predict(
     pandas.DataFrame
         Columns `recording`, `subject`, `session`, `task`, `run`; per window its `onset` in seconds, per recording the
         number of `windows`, per person `subject` and the numbers of `recordings` and `windows`; `role`; then
-        `prediction` in target units, or `probability_CLASS` for each class and the predicted class as `prediction`.
+        `prediction` in target units, of several values `prediction_NAME` for each, or `probability_CLASS` for each class
+        and the predicted class as `prediction`.
         The `role` of the subject in training is `training`, `held out`, `new`, or `unknown` where no subject was named;
         predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording only,
         or where a bundle aligns subjects, on the subject's recordings. Of a person's value, `low` and `high` are an
@@ -249,7 +250,6 @@ def _predict_recording(
     else:
         rows, predicted, left_out = _predict_windows(ensemble, recording, target, recordings)
     predictions = predicted.astype(float)
-    names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]
     table = rows[["recording", "subject", "session", "task", "run"]].copy()
     if level == "recording" and len(rows):
         table = table.iloc[:1].assign(windows=len(rows))
@@ -257,7 +257,7 @@ def _predict_recording(
     elif level != "recording":
         table["onset"] = rows["onset"]
     table["role"] = role_of(ensemble, recording) if recording.subject else UNKNOWN
-    table[names] = predictions
+    table[ensemble.columns] = predictions
     if ensemble.classes:
         table["prediction"] = ensemble.decide(predictions)
     return table, +left_out

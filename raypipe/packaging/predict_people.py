@@ -40,7 +40,7 @@ def people_table(ensemble: LoadedEnsemble, windows: pd.DataFrame) -> pd.DataFram
     people = require_people(ensemble)
     if (unnamed := int((windows["subject"] == "").sum())) > 0:
         raise UserError(f"level subject: {unnamed} windows name no subject; say whose they are by subject")
-    names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]
+    names = ensemble.columns
     by = windows.groupby("subject", sort=False)
     table = by["recording"].nunique().rename("recordings").to_frame()
     table["windows"] = by.size()

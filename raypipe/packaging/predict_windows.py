@@ -253,7 +253,7 @@ def _predict_block(
 
 
 def _with_predictions(ensemble: LoadedEnsemble, table: pd.DataFrame, predictions: NDArray[Any]) -> pd.DataFrame:
-    table[[f"probability_{name}" for name in ensemble.classes] or ["prediction"]] = predictions
+    table[ensemble.columns] = predictions
     if ensemble.classes:
         table["prediction"] = ensemble.decide(predictions)
     return table
@@ -296,8 +296,7 @@ def _check_scales(ensemble: LoadedEnsemble, spreads: dict[str, list[float]]) -> 
 
 def _means(ensemble: LoadedEnsemble, table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per recording: the mean prediction of its windows."""
-    names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]
     by = table.groupby("recording", sort=False)
     means = by.first()[["subject", "session", "task", "run"]].assign(windows=by.size())
     means["role"] = by["role"].first()
-    return _with_predictions(ensemble, means.reset_index(), by[names].mean().to_numpy())
+    return _with_predictions(ensemble, means.reset_index(), by[ensemble.columns].mean().to_numpy())

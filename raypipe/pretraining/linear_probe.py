@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raypipe.core.outputs import spread_of
+
 RIDGE_STRENGTHS = tuple(float(v) for v in np.logspace(-2, 6, 9))
 """Penalties of the ridge. The largest predict the mean: no person's target may be seen in the features."""
 MAX_PARTS = 5
@@ -28,7 +30,7 @@ def fit_probe(
     x_NF
         (N, F) features of training windows.
     targets_N
-        (N,) values, or classes.
+        (N,) values, (N, K) several values, of which each counts the same in the choice of the penalty, or classes.
     subjects_N
         (N,) subject of each window. With one subject only, windows are left out.
     n_classes
@@ -46,7 +48,11 @@ def fit_probe(
     z_NF = (x_NF - centre_F) / spread_F
     weight = np.zeros((n_classes or 1, x_NF.shape[1]))
     bias = np.zeros(n_classes or 1)
-    if not n_classes:
+    if targets_N.ndim == 2:
+        scale_K = spread_of(targets_N)
+        ridge = RidgeCV(alphas=RIDGE_STRENGTHS, **_subjects_left_out(z_NF, subjects_N)).fit(z_NF, targets_N / scale_K)
+        weight, bias = ridge.coef_ * scale_K[:, None], ridge.intercept_ * scale_K
+    elif not n_classes:
         ridge = RidgeCV(alphas=RIDGE_STRENGTHS, **_subjects_left_out(z_NF, subjects_N)).fit(z_NF, targets_N)
         weight[0], bias[0] = ridge.coef_, ridge.intercept_
     elif len(present := np.unique(targets_N)) == 1:

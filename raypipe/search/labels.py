@@ -42,7 +42,7 @@ def labels_of(windows: WindowStore) -> LabelsInfo:
 
 def _hash_of(windows: WindowStore, person: str) -> str:
     """Return a hash of the different labels of a person."""
-    labels = np.unique(windows.targets[windows.subjects == person]).tolist()
+    labels = np.unique(windows.targets[windows.subjects == person], axis=0).tolist()
     named = [windows.classes[int(label)] for label in labels] if windows.classes else labels
     return hashlib.sha256(repr(sorted(named)).encode()).hexdigest()[:16]
 

@@ -31,6 +31,8 @@ class _Outputs(NamedTuple):
     """What a loss gets."""
 
     columns: int
+    values: int
+    """Of a regression's target."""
     classes: int
     mixed: bool
     """Targets of classes are fractions."""
@@ -50,8 +52,9 @@ def check_own_functions(configs: Iterable[TrialConfig], windows: WindowStore) ->
         if isinstance(config.loss, OwnLossConfig):
             classes = len(windows.classes)
             mixed = bool(classes) and config.mixup.name != "none"
-            columns = max(windows.n_outputs, config.model.n_bins)
-            _check_loss(config.loss, _Outputs(columns, classes, mixed))
+            bins = config.model.n_bins if windows.n_outputs == 1 else 0
+            columns, values = max(windows.n_outputs, bins), 0 if classes else windows.n_outputs
+            _check_loss(config.loss, _Outputs(columns, values, classes, mixed))
         if isinstance(config.augment, OwnAugmentConfig):
             _check_augmentation(config.augment, shape)
 
@@ -62,10 +65,10 @@ def _check_loss(config: OwnLossConfig, outputs: _Outputs) -> None:
         classes = outputs.classes
         weights_K = torch.ones(classes) if classes else None
         kind: Kind = "classification" if classes else "regression"
-        bins = 0 if classes or outputs.columns == 1 else outputs.columns
+        bins = 0 if classes or outputs.columns == outputs.values else outputs.columns
         loss = make_own_loss(config, kind=kind, class_weights=weights_K, bins=bins)
         out_BK = torch.randn(WINDOWS, outputs.columns, requires_grad=True)
-        target: Tensor = torch.randn(WINDOWS)
+        target: Tensor = torch.randn(WINDOWS) if outputs.values < 2 else torch.randn(WINDOWS, outputs.values)
         if classes:
             target = torch.arange(WINDOWS) % classes
         if outputs.mixed:

@@ -26,14 +26,14 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
     Raises
     ------
     UserError
-        One suits another kind of target only, shifts windows whose targets are times, or chooses its epoch by fold
-        where a fold has too few training subjects, in all or of a class; or a network, loss or augmentation of a
-        user's cannot be used (`own_networks`, `own_functions`).
+        One suits another kind of target or one value only, shifts windows whose targets are times, or chooses its epoch
+        by fold where a fold has too few training subjects, in all or of a class; or a network, loss or augmentation of
+        a user's cannot be used (`own_networks`, `own_functions`).
     """
     configs = example_configs(space)
     try:
         for config in configs:
-            check_kind(config, windows.kind)
+            check_kind(config, windows.kind, windows.n_outputs)
         if any(config.augment.name == "time-shift" for config in configs):
             _check_targets_stay(windows)
         if any(config.early_stop == "fold" for config in configs):

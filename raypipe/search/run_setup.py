@@ -126,6 +126,7 @@ def _create(
         direction=get_metric(metric).direction,
         labels=labels_of(windows),
         classes=windows.classes,
+        outputs=windows.outputs,
         seed=folds.seed,
         space=space.name,
         space_hash=space.hash,

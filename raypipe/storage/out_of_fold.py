@@ -61,11 +61,13 @@ class EpochPredictions:
     """(N, outputs) values in target units, or class probabilities."""
     variances: NDArray[np.float32] | None = None
     """(N,) predicted variances in squared target units; None where the network predicts none."""
+    are_values: bool = False
+    """They are values, of which each is stored, and no probabilities."""
 
     def to_npz(self) -> bytes:
         """Return the content of a ``.npz`` file; the first class's probabilities follow from the others'."""
         n_outputs = self.predictions.shape[1]
-        columns = self.predictions[:, 1:] if n_outputs > 1 else self.predictions
+        columns = self.predictions[:, 1:] if n_outputs > 1 and not self.are_values else self.predictions
         arrays: dict[str, Any] = {"n_outputs": np.array(n_outputs), "columns": columns}
         if self.variances is not None:
             arrays["variances"] = self.variances
@@ -83,11 +85,12 @@ class EpochPredictions:
         try:
             arrays = _unpack(EPOCH_FORMAT, data)
             columns, n_outputs = arrays["columns"].astype(np.float32), int(arrays["n_outputs"])
-            if columns.ndim != 2 or columns.shape[1] != max(1, n_outputs - 1):
+            if columns.ndim != 2 or columns.shape[1] not in (n_outputs, max(1, n_outputs - 1)):
                 raise ValueError(f"predictions of shape {columns.shape} and {n_outputs} outputs")
-            if n_outputs > 1:
+            are_values = columns.shape[1] == n_outputs  # all of several values, not all of classes
+            if not are_values:
                 columns = np.concatenate([1.0 - columns.sum(1, keepdims=True), columns], axis=1)
-            return cls(columns, arrays.get("variances"))
+            return cls(columns, arrays.get("variances"), are_values)
         except Exception as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
 

@@ -85,6 +85,8 @@ class RunInfo(SearchInfo):
     """What a score of the run is of: windows, or people where each has one target (`raypipe.core.levels`)."""
     direction: Direction
     labels: LabelsInfo
+    outputs: list[str] = Field(default_factory=list)
+    """Names of the values, where the target has several."""
     folds_hash: str
     warm: dict[str, Any] | None = None
     """Trials of other runs that the study starts with (`raypipe.search.warm_start`)."""

@@ -21,6 +21,7 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError
 from raypipe.core.fold_drawing import split_units
 from raypipe.core.folds import Index
+from raypipe.core.outputs import one_value
 from raypipe.core.seeds import derive_seed
 from raypipe.models.closed_form import ClosedForm, centre
 from raypipe.models.covariance import Covariance, n_groups
@@ -109,7 +110,7 @@ class ClosedFormTrainer:
             "initial": "",
             "fold": self.fold,
             "epoch": self.epoch,
-            "target": [self.data.out_centre, self.data.out_scale],
+            "target": self.data.out_units,
             "weights": self.weights(),
         }
 
@@ -279,8 +280,9 @@ class _Fit:
         """Return the class (N,) of windows, or which of `count` groups of as many targets each they are in."""
         if self.data.n_classes:
             return targets_N.astype(np.int64)
-        inner = np.quantile(targets_N, np.arange(1, count) / count)
-        return np.searchsorted(inner, targets_N)
+        values_N = one_value(targets_N)
+        inner = np.quantile(values_N, np.arange(1, count) / count)
+        return np.searchsorted(inner, values_N)
 
     # Reference and head
 

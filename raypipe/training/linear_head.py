@@ -40,7 +40,7 @@ class Head(NamedTuple):
     penalty: float
     """The chosen one of the fit's `PENALTIES`."""
     loss: float
-    """Mean training loss: squared error, or log loss."""
+    """Mean training loss: squared error (of several values, their mean), or log loss."""
 
 
 def fit_head(
@@ -53,7 +53,7 @@ def fit_head(
     x_NF
         Features in float64, which are standardised in place: they may be large.
     y_N
-        Values, or classes.
+        Values (N,), standardised ones (N, K) of several outputs, or classes (N,). The outputs have one penalty.
     weight_N
         Weights of the windows.
     part_N
@@ -71,6 +71,7 @@ def fit_head(
         bias_K = torch.full((n_classes,), -_ABSENT, dtype=torch.float64).index_fill(0, present, 0.0)
         return Head(torch.zeros(n_classes, x_NF.shape[1], dtype=torch.float64), bias_K, PENALTIES[0], 0.0)
     target = torch.searchsorted(present, y_N.long()) if n_classes else y_N.double()
+    n_values = target.shape[1] if target.ndim == 2 else 1
     centre_F, spread_F = standardise_features(x_NF, weight_N, standardise)
     axes_FR, square_R = principal_axes(x_NF, weight_N)
     problem = _Problem(x_NF @ axes_FR, square_R, target, len(present) if n_classes else 0)
@@ -85,7 +86,7 @@ def fit_head(
         bias_O = (bias_K.mean() - _ABSENT).expand(n_classes).clone()
         weight_OF[present], bias_O[present] = weight_KF, bias_K
         weight_KF, bias_K = weight_OF, bias_O
-    return Head(weight_KF, bias_K, penalty, float(loss) / len(y_N))
+    return Head(weight_KF, bias_K, penalty, float(loss) / (len(y_N) * n_values))
 
 
 def standardise_features(x_NF: Tensor, weight_N: Tensor, how: str) -> tuple[Tensor, Tensor]:
@@ -126,7 +127,7 @@ def principal_axes(x_NF: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Problem:
-    """Penalised fits of one target, each with weights of its own, side by side.
+    """Penalised fits of one target, or of several values together, each with weights of its own, side by side.
 
     Parameters
     ----------
@@ -134,23 +135,28 @@ class _Problem:
         Features along their principal axes.
     square_R
         Their weighted sums of squares.
-    target_N
-        Values, or classes from 0.
+    target
+        Values (N,) or (N, K), or classes (N,) from 0.
     n_classes
         0 for regression.
     """
 
-    def __init__(self, z_NR: Tensor, square_R: Tensor, target_N: Tensor, n_classes: int) -> None:
+    def __init__(self, z_NR: Tensor, square_R: Tensor, target: Tensor, n_classes: int) -> None:
         self.z_NX = torch.cat([z_NR, torch.ones(len(z_NR), 1, dtype=z_NR.dtype)], dim=1)
-        self.square_R, self.target_N, self.n_classes = square_R, target_N, n_classes
-        self.n_logits = n_classes if n_classes > 2 else 1
+        self.square_R, self.target_N, self.n_classes = square_R, target, n_classes
+        self.values_N1K = target.view(len(target), 1, -1)
+        """Targets of a regression."""
+        self.n_logits = n_classes if n_classes > 2 else 1 if n_classes else self.values_N1K.shape[2]
         # Bounds of the second derivative of the loss of a window
         self.curvature = 1.0 if not n_classes else 0.25 if n_classes == 2 else 0.5
 
     def losses(self, eta_NCK: Tensor) -> Tensor:
-        """Return the loss (N, C) of each window and fit, from the outputs (N, C, K): half the squared error, or log."""
+        """Return the loss (N, C) of each window and fit, from the outputs (N, C, K): half the squared error, or log.
+
+        Errors of several values are summed, so that each has the fit that it would have alone.
+        """
         if not self.n_classes:
-            return 0.5 * (eta_NCK[..., 0] - self.target_N[:, None]).square()
+            return 0.5 * (eta_NCK - self.values_N1K).square().sum(-1)
         if self.n_classes == 2:
             return F.softplus(eta_NCK[..., 0]) - eta_NCK[..., 0] * self.target_N[:, None]
         index_NC1 = self.target_N[:, None, None].expand(-1, eta_NCK.shape[1], 1)
@@ -159,7 +165,7 @@ class _Problem:
     def slopes(self, eta_NCK: Tensor) -> Tensor:
         """Return the derivatives (N, C, K) of `losses`."""
         if not self.n_classes:
-            return eta_NCK - self.target_N[:, None, None]
+            return eta_NCK - self.values_N1K
         if self.n_classes == 2:
             return torch.sigmoid(eta_NCK) - self.target_N[:, None, None]
         return torch.softmax(eta_NCK, -1) - F.one_hot(self.target_N, self.n_classes)[:, None]

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Numbers = float | NDArray[np.float64]
+"""One number, or one for each value of a target (K,)."""
 DropoutPlan = Callable[[int], list[tuple[int, float]]]
 
 MAX_RESIDENT_FRACTION = 0.5
@@ -50,7 +52,7 @@ class Batch(NamedTuple):
     x: Tensor
     """Windows (B, C, T), or the result of a network's `prepare`."""
     y: Tensor
-    """Standardised values (B,), classes (B,), or fractions of classes (B, K)."""
+    """Standardised values (B,) or (B, K), classes (B,), or fractions of classes (B, K)."""
     dropout: Tensor | None
     """(M,) dropout masks of the step (see `Network.dropout_plan`), which SAM's passes share."""
 
@@ -78,7 +80,8 @@ class FoldData:
     batch_sizes
         Windows of each batch of an epoch.
     centre, scale, mean
-        Standardisation of regression targets, and their mean, over windows drawn with `chances`.
+        Standardisation of regression targets, and their mean, over windows drawn with `chances`; arrays (K,) where a
+        target has several values.
     out_centre, out_scale
         The network's output times `out_scale` plus `out_centre` is in target units; ``shrink`` is included.
 
@@ -107,11 +110,14 @@ class FoldData:
             raise UserError(f"fold {fold} has {len(self.train)} window(s) to train on; training needs {MIN_BATCH}")
         self.chances = draw_chances(self.windows.subjects[self.train], config.sampling)
         self.batch_sizes = even_batches(len(self.train), config.batch_size)
-        self.centre, self.scale, self.mean = 0.0, 1.0, 0.0
+        self.centre: Numbers = 0.0
+        self.scale: Numbers = 1.0
+        self.mean: Numbers = 0.0
         if not self.n_classes:
             targets = self.windows.targets[self.train]
             self.centre, self.scale = target_scale(targets, config.target_scale, self.chances)
-            self.mean = float(np.average(targets.astype(np.float64), weights=self.chances))
+            mean = np.average(targets.astype(np.float64), axis=0, weights=self.chances)
+            self.mean = mean if targets.ndim == 2 else float(mean)
         self.out_centre = self.centre + config.shrink * (self.mean - self.centre)
         self.out_scale = self.scale * (1.0 - config.shrink)
 
@@ -119,6 +125,11 @@ class FoldData:
     def steps_per_epoch(self) -> int:
         """Return the optimiser steps per epoch."""
         return len(self.batch_sizes)
+
+    @property
+    def out_units(self) -> list[float | list[float]]:
+        """Return `out_centre` and `out_scale` as a checkpoint has them."""
+        return [each.tolist() if isinstance(each, np.ndarray) else each for each in (self.out_centre, self.out_scale)]
 
     def batches(self, epoch: int, dropout_plan: DropoutPlan) -> Iterator[Batch]:
         """Return the batches of an epoch (from 1), with dropout masks for a network's plan."""
@@ -166,20 +177,24 @@ class FoldData:
         return rng.integers(0, spare + 1, size=len(index)) if spare else None
 
     def targets(self, index: Index, offsets: Index | None) -> Tensor:
-        """Return classes (B,), or standardised values (B,) of windows cropped at `offsets`, on the host."""
+        """Return classes (B,), or standardised values (B,) or (B, K) of windows cropped at `offsets`, on the host."""
         if self.n_classes:
             return torch.as_tensor(self.windows.targets[index], dtype=torch.int64)
         y = self.windows.targets[index] if offsets is None else self.windows.target_at(index, offsets)
         return torch.as_tensor((y - self.centre) / self.scale, dtype=torch.float32)
 
     def decode(self, raw_NK: Tensor) -> NDArray[np.float32]:
-        """Turn a network's outputs into probabilities (N, K), or values in target units (N, 1).
+        """Turn a network's outputs into probabilities (N, K), or values in target units (N, 1) or (N, K).
 
         Where the network predicts a variance, it is a second column, in squared target units.
         """
         if self.n_classes:
             return torch.softmax(raw_NK, dim=1).numpy()
-        value_N1, variance_N = raw_NK[:, :1] * self.out_scale + self.out_centre, raw_NK[:, 1:] * self.out_scale**2
+        scale, centre = self.out_scale, self.out_centre
+        if not (isinstance(scale, float) and isinstance(centre, float)):  # several values, which have no variances
+            scale_K, centre_K = (torch.as_tensor(each, dtype=raw_NK.dtype) for each in (scale, centre))
+            return np.asarray((raw_NK * scale_K + centre_K).numpy())
+        value_N1, variance_N = raw_NK[:, :1] * scale + centre, raw_NK[:, 1:] * scale**2
         return torch.cat([value_N1, variance_N], dim=1).numpy()
 
 

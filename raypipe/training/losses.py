@@ -42,7 +42,8 @@ def make_loss(
     """Build the mean loss over a batch: ``loss(pred, target) -> scalar``.
 
     Regression takes predictions (B, 1), with `bins` logits (B, bins) of a distribution, or for `nll` predictions and
-    log-variances (B, 2), and targets (B,), all in standard deviations of the training targets. Classification takes
+    log-variances (B, 2), and targets (B,), all in standard deviations of the training targets. Of several values,
+    predictions and targets are (B, K), and the loss is the mean over the outputs. Classification takes
     logits (B, n_classes) and classes (B,) or, after mixing, fractions of classes (B, n_classes).
 
     Parameters
@@ -124,7 +125,9 @@ def class_weights(targets: ArrayLike, n_classes: int, chances: ArrayLike | None 
 
 
 def _errors(pred_B1: Tensor, target_B: Tensor) -> Tensor:
-    """Subtract (B,) from (B, 1); without this check the difference would be broadcast to (B, B)."""
+    """Subtract (B,) from (B, 1), or (B, K) from (B, K); without this check (B, 1) would be broadcast to (B, B)."""
+    if target_B.ndim == 2 and pred_B1.shape == target_B.shape:
+        return pred_B1 - target_B
     if pred_B1.ndim != 2 or pred_B1.shape[1] != 1 or target_B.shape != pred_B1.shape[:1]:
         raise ValueError(
             f"regression needs predictions (B, 1) and targets (B,), got {tuple(pred_B1.shape)} "

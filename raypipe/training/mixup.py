@@ -31,7 +31,8 @@ def mix(
     - `mixup` (Zhang et al. 2018, arXiv:1710.09412): ``x = l x_i + (1 - l) x_j`` with a separate l ~ Beta(alpha, alpha)
       for each window.
     - `cmixup` (C-Mixup, Yao et al. 2022, arXiv:2210.05775, eq. 6): the same, with partners drawn with probability
-      ~ ``exp(-|y_i - y_j|^2 / (2 h^2))``. The distance of classes is that of their one-hot vectors.
+      ~ ``exp(-|y_i - y_j|^2 / (2 h^2))``. The distance of classes is that of their one-hot vectors; of several values,
+      the square is the mean over them.
     - `cutmix` (after Yun et al. 2019, arXiv:1905.04899): one interval of the window, a fraction 1 - l of its samples in
       all channels, is taken from the partner.
     - `cutmix-channels`: a fraction 1 - l of the channels, at all samples, is taken from the partner.
@@ -46,7 +47,7 @@ def mix(
     x_BCT
         Windows; not changed.
     y
-        (B,) values for regression, in standard deviations, or classes, on the host; not changed.
+        (B,) or (B, K) values for regression, in standard deviations, or classes (B,), on the host; not changed.
     rng
         Source of all random numbers: two equal generators give two equal batches.
     kind
@@ -67,7 +68,7 @@ def mix(
     ValueError
         Targets or subjects do not match the windows.
     """
-    if y.shape != x_BCT.shape[:1]:
+    if y.shape[:1] != x_BCT.shape[:1] or y.ndim > 1 + (kind == "regression"):
         raise ValueError(f"expected targets ({len(x_BCT)},), got {tuple(y.shape)}")
     if cfg.name == "none" or rng.random() >= cfg.prob:
         return x_BCT, y
@@ -87,7 +88,8 @@ def mix(
     if kind == "classification":
         t_BK = F.one_hot(y.long(), n_classes).to(x_BCT.dtype)
         return x_BCT, torch.lerp(t_BK[partner_B], t_BK, weight_B.to(t_BK)[:, None])
-    return x_BCT, torch.lerp(y[partner_B], y, weight_B.to(y))
+    weight = weight_B.to(y)
+    return x_BCT, torch.lerp(y[partner_B], y, weight if y.ndim == 1 else weight[:, None])
 
 
 def _cut_interval(
@@ -124,9 +126,11 @@ def _partners(
         allowed_BB = names_B[:, None] != names_B
     square_BB = np.zeros((len(y), len(y)))
     if cfg.name == "cmixup":
-        y_B = y.detach().cpu().numpy().astype(np.float64)
-        apart_BB = y_B[:, None] - y_B
-        square_BB = 2.0 * (apart_BB != 0) if kind == "classification" else apart_BB**2
+        values = y.detach().cpu().numpy().astype(np.float64)
+        apart = values[:, None] - values
+        square_BB = 2.0 * (apart != 0) if kind == "classification" else apart**2
+        if square_BB.ndim == 3:
+            square_BB = square_BB.mean(2)
     # Relative to each row's nearest, so that a window far from all others has a partner too.
     nearest_B1 = np.where(allowed_BB, square_BB, np.inf).min(axis=1, keepdims=True)
     alone_B = ~np.isfinite(nearest_B1[:, 0])

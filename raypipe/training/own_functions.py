@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from raypipe.core.config import OwnAugmentConfig, OwnLossConfig
@@ -23,7 +24,8 @@ def make_own_loss(cfg: OwnLossConfig, *, kind: Kind, class_weights: Tensor | Non
     """Build a user's loss of a batch: ``loss(outputs, target, **args) -> scalar``.
 
     It gets predictions and targets (B,) of a regression, both in standard deviations of the training targets, so that
-    no broadcasting can pair windows with others; or logits (B, K) and classes (B,), after mixing fractions (B, K).
+    no broadcasting can pair windows with others. Of several values, it is called for each, and the mean is taken. It
+    gets logits (B, K) and classes (B,) of a classification, after mixing fractions (B, K).
 
     Parameters
     ----------
@@ -44,7 +46,13 @@ def make_own_loss(cfg: OwnLossConfig, *, kind: Kind, class_weights: Tensor | Non
     loss = _loss_of(cfg, class_weights)
     if kind == "classification":
         return loss
-    return lambda out_BK, target_B: loss((distribution_mean(out_BK) if bins else out_BK)[:, 0], target_B)
+
+    def mean_of_outputs(out_BK: Tensor, target: Tensor) -> Tensor:
+        if target.ndim == 1:
+            return loss((distribution_mean(out_BK) if bins else out_BK)[:, 0], target)
+        return torch.stack([loss(*pair) for pair in zip(out_BK.unbind(1), target.unbind(1), strict=True)]).mean()
+
+    return mean_of_outputs
 
 
 def _loss_of(cfg: OwnLossConfig, class_weights: Tensor | None) -> Loss:

@@ -37,12 +37,17 @@ def draw_chances(subjects: NDArray[Any], sampling: str) -> NDArray[np.float64]:
     return np.asarray(1.0 / (len(count_S) * count_S[subject_N]))
 
 
-def target_scale(targets: NDArray[Any], how: str, chances: NDArray[np.float64] | None = None) -> tuple[float, float]:
+def target_scale(
+    targets: NDArray[Any], how: str, chances: NDArray[np.float64] | None = None
+) -> tuple[float, float] | tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return centre and scale of regression targets (N,), drawn with `chances` (N,; None: all the same).
 
     They are mean and standard deviation, or for `robust`, median and 1.4826 * median absolute deviation (the standard
-    deviation where that is 0).
+    deviation where that is 0). Of targets (N, K) they are those of each output (K,).
     """
+    if targets.ndim == 2:
+        found = np.array([target_scale(column_N, how, chances) for column_N in targets.T])
+        return found[:, 0], found[:, 1]
     values = np.asarray(targets, np.float64)
     weights = np.full(len(values), 1.0 / len(values)) if chances is None else chances
     mean = float(np.average(values, weights=weights))

@@ -305,7 +305,7 @@ class SupervisedTrainer:
                 "initial": self.initial,
                 "fold": self.fold,
                 "epoch": self.epoch,
-                "target": [self.data.out_centre, self.data.out_scale],
+                "target": self.data.out_units,
                 **self.state.state_dict(),
                 "choice": vars(self.best) if self.best else None,
             }

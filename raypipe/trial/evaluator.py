@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from raypipe.core.errors import CheckpointError, LostCheckpointError, NonFiniteError
 from raypipe.core.levels import ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import NO_SKILL, constant_out_of_fold, score
+from raypipe.core.outputs import as_columns
 from raypipe.storage.checkpoint_file import RawTensor, read_raw
 from raypipe.storage.out_of_fold import EpochPredictions, OutOfFold
 from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch, epoch_checksums
@@ -116,7 +117,7 @@ class TrialEvaluator:
         order, n_outputs = _row_order(self.run, self.validation), self.windows.n_outputs
         values = np.concatenate([part.predictions for part in parts])[order].astype(np.float32)
         variances = values[:, n_outputs] if values.shape[1] > n_outputs else None
-        stored = EpochPredictions(values[:, :n_outputs], variances)
+        stored = EpochPredictions(values[:, :n_outputs], variances, self.run.info.kind == "regression")
         return self.run.write_epoch_predictions(self.number, epoch, stored)
 
     def _fold_score(self, fold: int, predictions: NDArray[np.float32]) -> float | None:
@@ -260,7 +261,7 @@ def constant_baseline(run: RunStore, windows: WindowStore) -> float:
         return NO_SKILL[info.metric]
     index, folds = run.folds.predicted_rows(windows.subjects)
     targets = windows.targets[index]
-    rows = rows_at_level(info.level, targets, windows.subjects[index], folds, targets[:, None])
+    rows = rows_at_level(info.level, targets, windows.subjects[index], folds, as_columns(targets))
     n_classes = len(windows.classes)
     constant = constant_out_of_fold(info.kind, rows.targets, rows.folds, rows.subjects, n_classes, info.metric)
     return score(within_folds(info.metric, rows.folds), rows.targets, constant)
