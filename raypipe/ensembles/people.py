@@ -33,7 +33,7 @@ class People(FrozenModel):
     scale: Annotated[float, Field(ge=SCALE_LIMITS[0], le=SCALE_LIMITS[1])] | None = None
     """Factor of the log of a person's mean class probabilities; None for values."""
     half_width: Annotated[float, Field(ge=0.0, le=1e30)] | None = None
-    """Half the width of a value's interval, in units of the target; None where it is not known, or for several values."""
+    """Half the width of a value's interval, in units of the target; None where it is unknown, or for several values."""
     nominal: Annotated[float, Field(gt=0.0, lt=1.0)] = NOMINAL
 
     @model_validator(mode="after")

@@ -119,8 +119,8 @@ class RowPredictions:
 
     def of_output(self, k: int) -> RowPredictions:
         """Return the predictions of one of several values."""
-        parts = (None if each is None else each[:, k : k + 1] for each in (self.oof, self.nested))
-        return RowPredictions(self.held_out[:, k : k + 1], *parts)
+        oof, nested = (None if each is None else each[:, k : k + 1] for each in (self.oof, self.nested))
+        return RowPredictions(self.held_out[:, k : k + 1], oof, nested)
 
     def decided(self, metric: str) -> RowPredictions:
         """Return predicted classes, with probability 1, for a metric of classes; else the row itself."""

@@ -90,8 +90,8 @@ def predict(
     pandas.DataFrame
         Columns `recording`, `subject`, `session`, `task`, `run`; per window its `onset` in seconds, per recording the
         number of `windows`, per person `subject` and the numbers of `recordings` and `windows`; `role`; then
-        `prediction` in target units, of several values `prediction_NAME` for each, or `probability_CLASS` for each class
-        and the predicted class as `prediction`.
+        `prediction` in target units, of several values `prediction_NAME` for each; or `probability_CLASS` for each
+        class and the predicted class as `prediction`.
         The `role` of the subject in training is `training`, `held out`, `new`, or `unknown` where no subject was named;
         predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording only,
         or where a bundle aligns subjects, on the subject's recordings. Of a person's value, `low` and `high` are an

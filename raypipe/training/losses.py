@@ -126,7 +126,7 @@ def class_weights(targets: ArrayLike, n_classes: int, chances: ArrayLike | None 
 
 def _errors(pred_B1: Tensor, target_B: Tensor) -> Tensor:
     """Subtract (B,) from (B, 1), or (B, K) from (B, K); without this check (B, 1) would be broadcast to (B, B)."""
-    if target_B.ndim == 2 and pred_B1.shape == target_B.shape:
+    if target_B.ndim == 2 and target_B.shape[1] > 1 and pred_B1.shape == target_B.shape:
         return pred_B1 - target_B
     if pred_B1.ndim != 2 or pred_B1.shape[1] != 1 or target_B.shape != pred_B1.shape[:1]:
         raise ValueError(

@@ -68,7 +68,8 @@ def mix(
     ValueError
         Targets or subjects do not match the windows.
     """
-    if y.shape[:1] != x_BCT.shape[:1] or y.ndim > 1 + (kind == "regression"):
+    several = kind == "regression" and y.ndim == 2 and y.shape[1] > 1
+    if y.shape[:1] != x_BCT.shape[:1] or (y.ndim > 1 and not several):
         raise ValueError(f"expected targets ({len(x_BCT)},), got {tuple(y.shape)}")
     if cfg.name == "none" or rng.random() >= cfg.prob:
         return x_BCT, y
