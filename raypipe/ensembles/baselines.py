@@ -24,6 +24,7 @@ from raypipe.core.closed_form_config import CovarianceConfig, LinearConfig
 from raypipe.core.config import LossConfig, TrialConfig
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.metrics import get_metric
+from raypipe.core.outputs import spread_of
 from raypipe.core.record import FrozenModel
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.oof import MemberPredictions
@@ -191,8 +192,10 @@ def _age_alone(data: BaselineData, ages_N: Array) -> Predict:
         x_N1, targets_N = torch.from_numpy(filled_N)[:, None], windows.targets[side.train]
         part_N = inner_parts(groups_N[side.train], targets_N, bool(n_classes), data.run.info.seed, side.fold)
         weight_N = torch.ones(len(targets_N), dtype=torch.float64)
-        head = fit_head(x_N1[side.train].clone(), torch.as_tensor(targets_N), weight_N, part_N, n_classes)
+        units = spread_of(targets_N) if targets_N.ndim == 2 else 1.0  # in which several values count the same
+        y = torch.as_tensor(targets_N if n_classes else targets_N / units)
+        head = fit_head(x_N1[side.train].clone(), y, weight_N, part_N, n_classes)
         found_NO = x_N1[side.test] @ head.weight.T + head.bias
-        return np.asarray((found_NO.softmax(1) if n_classes else found_NO).numpy())
+        return np.asarray((found_NO.softmax(1) if n_classes else found_NO).numpy() * units)
 
     return predict

@@ -27,9 +27,8 @@ class OutputScores(FrozenModel):
     """Of intervals around its nested predictions (`reliability`)."""
 
     def cell(self, row: str, column: str) -> float:
-        """Return a number of the table, of people where each person has one target; NaN where it is undefined."""
-        level = "subject_" if "subject_held_out" in self.table[row] and not column.startswith("nested") else ""
-        value = self.table[row].get(level + column)
+        """Return a number of the table; NaN where it is undefined."""
+        value = self.table[row].get(column)
         return float("nan") if value is None else float(value)
 
 

@@ -72,8 +72,8 @@ def compare_runs(runs: Sequence[RunStore]) -> Comparison:
     Raises
     ------
     UserError
-        There is only one run, the runs have different metrics or classes, a run has no complete trial, or its windows
-        are missing.
+        There is only one run, the runs have different metrics, classes or values, a run has no complete trial, or its
+        windows are missing.
     LeakError
         Predictions do not follow a run's fold map.
     """
@@ -97,10 +97,11 @@ def _check_comparable(runs: Sequence[RunStore]) -> None:
         raise UserError("compare needs two runs or more: raypipe compare RUN1 RUN2")
     first = runs[0]
     for run in runs[1:]:
-        if (run.info.metric, run.info.classes) != (first.info.metric, first.info.classes):
+        compared = [(each.info.metric, each.info.classes, each.info.outputs) for each in (first, run)]
+        if compared[0] != compared[1]:
             raise UserError(
                 f"{first.where} and {run.where} cannot be compared: {first.info.target} is scored by "
-                f"{first.info.metric} and {run.info.target} by {run.info.metric}, or their classes differ"
+                f"{first.info.metric} and {run.info.target} by {run.info.metric}, or their classes or values differ"
             )
     for run in runs:
         if not run.ranked():

@@ -11,9 +11,10 @@ import pandas as pd
 
 from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
+from raypipe.core.outputs import as_columns
 from raypipe.core.text import format_value
 from raypipe.ensembles.fitted import Ensemble, read_ensemble_record
-from raypipe.ensembles.labels import describe_target, metric_label, resampled, target_unit
+from raypipe.ensembles.labels import describe_target, metric_label, resampled
 from raypipe.ensembles.outer import OuterScores, read_scores, write_verdict
 from raypipe.reporting.page import (
     FigureBlock,
@@ -27,7 +28,7 @@ from raypipe.reporting.page import (
     use_minus_signs,
 )
 from raypipe.reporting.plotting import BLUE, DARK, LIGHT, ORANGE, draw_legend_above, new_figure
-from raypipe.reporting.sections.held_out import predicted_against_true
+from raypipe.reporting.sections.held_out import value_panels
 from raypipe.reporting.status import Status, read_status
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.remote import shell_quoted, without_settings
@@ -187,12 +188,9 @@ def _figure(outer: OuterRun, scores: OuterScores, metric: str) -> FigureBlock:
     caption = f"{metric} of each part on the subjects that it held out, and of all subjects."
     if outer.info.kind == "regression":
         rows = scores.rows
-        mean = float(scores.constant_predictions.mean())
-        draw = partial(
-            predicted_against_true, rows.targets, rows.predictions[:, 0], mean, scores.level == "person",
-            target_unit(outer.info.target),
-        )  # fmt: skip
-        panels.insert(0, Panel(draw, "Predicted against true values"))
+        mean_K = scores.constant_predictions.mean(axis=0)
+        info, by_subject = outer.runs[0].info, scores.level == "person"
+        panels = [*value_panels(info, as_columns(rows.targets), rows.predictions, mean_K, by_subject), *panels]
         caption = f"Left: predicted against true values. Right: {caption}"
     return draw_figure(panels, caption)
 

@@ -88,6 +88,7 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     same = np.isclose(
         first.evaluation_set.targets[a].astype(float), other.evaluation_set.targets[b].astype(float), rtol=1e-5
     )
+    same = same if same.ndim == 1 else same.all(axis=1)
     mismatched = len(np.unique(first.keys[a[~same]]))
     a, b = a[same], b[same]
     if len(a) == 0:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raypipe.core.metrics import score
+from raypipe.core.outputs import as_columns, spread_of
 from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import target_unit
@@ -18,6 +19,7 @@ from raypipe.ensembles.reliability import MIN_PER_BIN, Bin, frequencies
 from raypipe.reporting.page import Panel, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, COLOUR_CYCLE, DARK, GREY, LIGHT, ORANGE, draw_legend_above, new_figure
 from raypipe.reporting.sections.reliability import event_name, plot_frequencies
+from raypipe.storage.records import RunInfo
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -89,13 +91,26 @@ def _caption(run: RunStore, shown: Shown, scores: SubjectScores) -> str:
         few = len(shown.targets) < MIN_CALIBRATED
         bars = "95 % intervals over people, or over the groups that they share"
         text += f"No calibration curve: {len(shown.targets)} {shown.what} are too few. " if few else f"Bars: {bars}. "
+    if run.info.outputs:
+        text += f"Predicted against true values of {', '.join(run.info.outputs)}, in this order. "
     return f"{text}Last plot: {scores.label}, for each subject."
 
 
 def _regression_panels(run: RunStore, ensemble: Ensemble, shown: Shown) -> list[Panel]:
-    unit, mean = target_unit(run.info.target), float(ensemble.held_out.constant[0])
-    draw = partial(predicted_against_true, shown.targets, shown.predictions[:, 0], mean, shown.of_people, unit)
-    return [Panel(draw, "Predicted against true values")]
+    targets_NK = as_columns(shown.targets)
+    return value_panels(run.info, targets_NK, shown.predictions, ensemble.held_out.constant, shown.of_people)
+
+
+def value_panels(
+    info: RunInfo, y_NK: NDArray[Any], predicted_NK: NDArray[Any], constant_K: NDArray[Any], by_subject: bool
+) -> list[Panel]:
+    """Return a plot of predicted against true values for each value of a target."""
+    unit, panels = target_unit(info.target), []
+    for k, name in enumerate(info.outputs or [""]):
+        constant = float(constant_K[k])
+        draw = partial(predicted_against_true, y_NK[:, k], predicted_NK[:, k], constant, by_subject, name or unit)
+        panels.append(Panel(draw, f"Predicted against true values{f' of {name}' if name else ''}"))
+    return panels
 
 
 def _classification_panels(run: RunStore, ensemble: Ensemble, shown: Shown) -> list[Panel]:
@@ -111,7 +126,8 @@ def _classification_panels(run: RunStore, ensemble: Ensemble, shown: Shown) -> l
 def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
     """Score the ensemble and the prediction without EEG on each held-out subject.
 
-    Regression: root mean square error in units of the target. Classification: AUC where every subject has windows of
+    Regression: root mean square error in units of the target, or of several values the mean of each one's in standard
+    deviations. Classification: AUC where every subject has windows of
     all classes, else the mean probability of the true class.
     """
     held = ensemble.held_out
@@ -119,9 +135,14 @@ def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
     windows = [held.subjects == name for name in names]
     n_classes = len(run.info.classes)
     if not n_classes:
-        errors = [np.sqrt(np.mean((held.predictions[i, 0] - held.targets[i]) ** 2)) for i in windows]
-        constant = [np.sqrt(np.mean((held.constant[0] - held.targets[i]) ** 2)) for i in windows]
-        label = f"root mean square error ({target_unit(run.info.target)})"
+        y_NK, several = as_columns(held.targets), held.targets.ndim == 2
+        units = spread_of(y_NK) if several else np.ones(1)
+        errors, constant = (
+            [np.sqrt(np.mean((((pred - y_NK) / units)[i]) ** 2, axis=0)).mean() for i in windows]
+            for pred in (held.predictions, held.constant)
+        )
+        unit = f"standard deviations, mean of {y_NK.shape[1]} values" if several else target_unit(run.info.target)
+        label = f"root mean square error ({unit})"
         return SubjectScores(names, np.array(errors), np.array(constant), label)
     if run.info.metric == "auc" and all(len(np.unique(held.targets[i])) == n_classes for i in windows):
         scores = [score("auc", held.targets[i], held.predictions[i]) for i in windows]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 def reliability_section(ensemble: Ensemble) -> Markup:
     """Render the section; empty for an ensemble without nested predictions."""
+    if ensemble.outputs:
+        return _of_values(ensemble)
     found = ensemble.reliability
     if found is None:
         return Markup()
@@ -45,6 +47,23 @@ def reliability_section(ensemble: Ensemble) -> Markup:
         panels = [Panel(draw, "Reliability curve")] if len(found.bins) > 1 else []
         figure, table = draw_figure(panels, caption), _error_table(found)
     return render_template("reliability", figure=figure, table=table, values=bool(found.coverage))
+
+
+def _of_values(ensemble: Ensemble) -> Markup:
+    """Render the section of a target with several values: the intervals of each; empty without nested predictions."""
+    known = [each for each in ensemble.outputs if each.coverage]
+    if not known:
+        return Markup()
+    panels = [
+        Panel(partial(coverage_plot, Reliability(coverage=each.coverage)), f"Coverage of intervals of {each.name}")
+        for each in known
+    ]
+    caption = f"Share of targets in the intervals around predictions of {', '.join(each.name for each in known)}."
+    unit = target_unit(ensemble.run.info.target)
+    tables = [(each.name, _coverage_table(Reliability(coverage=each.coverage), unit)) for each in known]
+    rows = [[name, *row] for name, of_value in tables for row in of_value.rows]
+    table = Table(["value", "promised", "observed share", "95 % interval", "width"], rows)
+    return render_template("reliability", figure=draw_figure(panels, caption), table=table, values=True)
 
 
 def _shown(estimate: Estimate) -> tuple[str, str]:

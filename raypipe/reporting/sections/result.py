@@ -39,6 +39,7 @@ def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
         verdict=use_minus_signs(ensemble.verdict),
         outdated=_outdated(run, ensemble),
         answer=_answer_table(ensemble),
+        values=_value_table(ensemble) if ensemble.outputs else None,
         by_subject=ensemble.by_subject,
         window_scores=_window_table(ensemble) if ensemble.by_subject else None,
         metric=metric_label(run.info.metric),
@@ -80,6 +81,19 @@ def _answer_table(ensemble: Ensemble) -> Table:
     to = f"difference from {'the distilled network' if ensemble.distilled else 'the ensemble'}"
     head = ["predictor", f"nested {metric}", f"held-out {metric}", f"nested {to}", f"held-out {to}"]
     return Table(head, rows, as_cards=True)
+
+
+def _value_table(ensemble: Ensemble) -> Table:
+    """Return the scores of each value of a target with several, whose means the answer has."""
+    metric, last = metric_label(ensemble.run.info.metric), str(ensemble.table.index[-1])
+    shipped = DISTILLED if ensemble.distilled else ENSEMBLE
+    rows = []
+    for each in ensemble.outputs:
+        for name in (shipped, *(one.name for one in ensemble.baselines), last):
+            cells = {column: each.cell(name, column) for column in each.table[name]}
+            scores = ("nested", "nested_low", "nested_high"), ("held_out", "low", "high")
+            rows.append([each.name, name, *(_with_interval(cells, *columns) for columns in scores)])
+    return Table(["value", "predictor", f"nested {metric}", f"held-out {metric}"], rows, as_cards=True)
 
 
 def _with_interval(row: dict[str, float], value: str, low: str, high: str, *, sign: bool = False) -> str:
