@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.data.column_labels import column_labels, shown
-from raypipe.data.several_columns import read_each_column
+from raypipe.data.several_columns import named_columns, read_each_column
 from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming
 from raypipe.recordings.event_query import EventQuery
 from raypipe.recordings.events import (
@@ -101,7 +101,18 @@ class EventsColumn(EventTarget):
     kind: Kind | None = None
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        return read_each_column(self.spec, self.columns, lambda name: self._read(recordings, name))
+        return read_each_column(
+            self.spec, self._columns_of(recordings), self.kind, lambda name: self._read(recordings, name)
+        )
+
+    def _columns_of(self, recordings: Sequence[Recording]) -> tuple[str, ...]:
+        """Return the columns: one whose name has commas where an events.tsv has it, else each."""
+
+        def is_column(name: str) -> bool:
+            files = (recording.sidecar("events.tsv") for recording in recordings)
+            return any(name.casefold() in map(str.casefold, read_column_names(file)) for file in files)
+
+        return named_columns(self.columns, self.spec.partition(":")[2], is_column)
 
     def _read(self, recordings: Sequence[Recording], name: str) -> Labels:
         first: dict[str, str] = {}
@@ -132,10 +143,11 @@ class EventsColumn(EventTarget):
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         path = recording.sidecar("events.tsv")
         events, left_out = selected_events(path, self.query)
-        if labels is None and any(find_column(events, name) is None for name in self.columns):
+        columns = self._columns_of([recording])
+        if labels is None and any(find_column(events, name) is None for name in columns):
             segments = [Segment(onset + timing.tmin) for onset in events["onset"]]
         else:
-            names = [event_column(path, events, name) for name in self.columns]
+            names = [event_column(path, events, name) for name in columns]
             segments = self._labelled(events, names, timing, labels, left_out)
         if not segments:
             left_out[NO_EVENT] += 1

@@ -20,18 +20,31 @@ def split_columns(spec: str, argument: str) -> tuple[tuple[str, ...], Kind | Non
     Raises
     ------
     UserError
-        A column is named twice, or several are to be classes.
+        A column is named twice.
     """
     text, kind = split_kind(argument)
     if "," not in text:
         return ((text,) if text else ()), kind
-    columns = split_names(spec, text, 1)
-    if len(columns) > 1 and kind == "classification":
-        raise UserError(f"target '{spec}': several columns are predicted as numbers; predict classes one at a time")
-    return columns, kind
+    return split_names(spec, text, 1), kind
 
 
-def read_each_column(spec: str, columns: Sequence[str], read: Callable[[str], Labels]) -> Labels:
+def named_columns(columns: tuple[str, ...], argument: str, is_column: Callable[[str], bool]) -> tuple[str, ...]:
+    """Return the columns that an argument names: one whose name has commas where a table has it, else each.
+
+    Parameters
+    ----------
+    columns
+        Parts of the argument.
+    argument
+        The argument of the target's specification.
+    is_column
+        Returns whether a table has a column.
+    """
+    text = split_kind(argument.strip())[0].strip()
+    return (text,) if len(columns) > 1 and is_column(text) else columns
+
+
+def read_each_column(spec: str, columns: Sequence[str], kind: Kind | None, read: Callable[[str], Labels]) -> Labels:
     """Return the labels of one column, or those of several joined: owners with a value in each.
 
     Parameters
@@ -40,16 +53,20 @@ def read_each_column(spec: str, columns: Sequence[str], read: Callable[[str], La
         Specification of the target, for messages.
     columns
         Names of the columns.
+    kind
+        What they are taken for; None where their values decide it.
     read
         Returns the labels of one of them.
 
     Raises
     ------
     UserError
-        One of several is no column of numbers, or nobody has a value in each.
+        Several are to be classes, one of them is no column of numbers, or nobody has a value in each.
     """
     if len(columns) == 1:
         return read(columns[0])
+    if kind == "classification":
+        raise UserError(f"target '{spec}': several columns are predicted as numbers; predict classes one at a time")
     found = {name: read(name) for name in columns}
     for name, labels in found.items():
         if labels.kind == "classification":

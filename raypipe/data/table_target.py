@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import Kind
 from raypipe.data.column_labels import column_labels, split_kind
 from raypipe.data.event_targets import EventTarget
-from raypipe.data.several_columns import read_each_column, split_columns
+from raypipe.data.several_columns import named_columns, read_each_column, split_columns
 from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming, segments_of_subject
 from raypipe.recordings.events import selected_events
 from raypipe.recordings.participants import match_labels, typed_column
@@ -28,6 +28,9 @@ from raypipe.recordings.tables import (
     parse_number,
     read_table,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEYS = {
     "participant_id": ("participant_id",),
@@ -69,7 +72,9 @@ class LabelTable(Target):
         return self.columns[0]
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        return read_each_column(self.spec, self.columns, lambda name: replace(self, columns=(name,))._read(recordings))
+        return read_each_column(
+            self.spec, self.columns, self.kind, lambda name: replace(self, columns=(name,))._read(recordings)
+        )
 
     def _read(self, recordings: Sequence[Recording]) -> Labels:
         rows = _read_rows(self)
@@ -105,7 +110,9 @@ class EventTable(EventTarget):
         return self.columns[0]
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        return read_each_column(self.spec, self.columns, lambda name: replace(self, columns=(name,))._read(recordings))
+        return read_each_column(
+            self.spec, self.columns, self.kind, lambda name: replace(self, columns=(name,))._read(recordings)
+        )
 
     def _read(self, recordings: Sequence[Recording]) -> Labels:
         rows = _read_rows(self)
@@ -154,15 +161,17 @@ def parse_table(spec: str, argument: str, joined_on: tuple[str, ...] = ()) -> Ta
     columns = split_columns(spec, f"{named}:{kind}" if kind else named)[0] if named else ()
     if not (file and columns):
         raise UserError(f"target '{spec}': needs a file and a column, such as table:labels.csv:score")
-    joined_on = joined_on or _keys_in(file, columns)
+    if not joined_on:
+        table = read_table(Path(file).expanduser())
+        columns = named_columns(columns, named, lambda name: find_column(table, name) is not None)
+        joined_on = _keys_in(file, table, columns)
     chosen = EventTable if "onset" in joined_on else LabelTable
     return chosen(spec, joined_on=joined_on, file=file, columns=columns, kind=kind)
 
 
-def _keys_in(file: str, columns: Sequence[str]) -> tuple[str, ...]:
+def _keys_in(file: str, table: pd.DataFrame, columns: Sequence[str]) -> tuple[str, ...]:
     """Return the columns that a table can be joined on, by their names in `KEYS`."""
     path = Path(file).expanduser()
-    table = read_table(path)
     targets = {name: find_column(table, name) for name in columns}
     for name, found in targets.items():
         if found is None:

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 from unicodedata import normalize
 
@@ -45,7 +46,7 @@ from raypipe.data.event_targets import Events, EventsColumn, EventTarget, Latenc
 from raypipe.data.given_target import FUNCTIONS, GivenTarget
 from raypipe.data.manifest import Plan
 from raypipe.data.person_column import other_tables, read_person_column
-from raypipe.data.several_columns import read_each_column, split_columns
+from raypipe.data.several_columns import named_columns, read_each_column, split_columns
 from raypipe.data.table_target import parse_table
 from raypipe.data.target_base import (
     Labels,
@@ -58,7 +59,9 @@ from raypipe.data.target_base import (
     split_names,
 )
 from raypipe.recordings.event_query import parse_query
+from raypipe.recordings.participants import participants_table
 from raypipe.recordings.recording import Recording
+from raypipe.recordings.tables import find_column
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Participants(Target):
     kind: Kind | None = None
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        return read_each_column(self.spec, self.columns, lambda name: self._read(recordings, name))
+        columns = named_columns(self.columns, self.spec.partition(":")[2], partial(_has_column, recordings))
+        return read_each_column(self.spec, columns, self.kind, lambda name: self._read(recordings, name))
 
     def _read(self, recordings: Sequence[Recording], name: str) -> Labels:
         column = read_person_column(recordings, name, as_text=self.kind == "classification")
@@ -94,6 +98,12 @@ class BidsTask(Target):
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         target = labels.classes.index(recording.task or "") if labels else float("nan")
         return segments_side_by_side(duration, timing, float(target))
+
+
+def _has_column(recordings: Sequence[Recording], column: str) -> bool:
+    """Return whether a participants.tsv has a column."""
+    tables = [participants_table(root) for root in {recording.root for recording in recordings}]
+    return any(table is not None and find_column(table, column) is not None for table in tables)
 
 
 def _parse_participants(spec: str, argument: str) -> Target:

@@ -1,4 +1,4 @@
-"""Two columns of numbers from arrays to predictions: sweep, ensemble, report, bundle, graph, and tables of predictions."""
+"""Two columns of numbers from arrays to predictions: sweep, ensemble, report, bundle, graph, tables."""
 
 from __future__ import annotations
 

@@ -28,7 +28,13 @@ def people(**other):
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory):
     root = tmp_path_factory.mktemp("several")
-    table = people(sex=["F", "M"] * 3, code=[0, 1] * 3, lacking=[*range(4), "n/a", "n/a"], same=[1] * 6)
+    table = people(
+        sex=["F", "M"] * 3,
+        code=[0, 1] * 3,
+        lacking=[*range(4), "n/a", "n/a"],
+        same=[1] * 6,
+        **{"age, years": [*range(20, 26)]},
+    )
     folder = write_bids(root / "bids", WINDOWS, table)
     for k, who in enumerate(PEOPLE):
         file = folder / f"sub-{who}" / "eeg" / f"sub-{who}_events.tsv"
@@ -151,5 +157,7 @@ def test_wrong_arrays_are_one_line(tmp_path, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_column_is_parsed_as_before():
+def test_a_column_whose_name_has_a_comma_is_one(bids, tmp_path):
+    store = prepare(bids, "participants:age, years", tmp_path / "store", window=1.0, jobs=1)
+    assert store.outputs == [] and store.targets.shape == (36,)
     assert parse_target("participants:age:regression").columns == ("age",)
