@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label
+from raypipe.ensembles.scores import ENSEMBLE
 from raypipe.reporting.page import (
     FigureBlock,
     Panel,
@@ -85,7 +86,11 @@ def _weights_caption(ensemble: Ensemble) -> str:
 
 def _nested_table(ensemble: Ensemble) -> Table:
     rows = []
-    for name, row in ensemble.table.iterrows():
+    scored: list[tuple[object, Any]] = list(ensemble.table.iterrows())
+    for each in ensemble.outputs:
+        cells = {name: _number(cell) for name, cell in each.table[ENSEMBLE].items()}
+        scored += [(f"{ENSEMBLE}: {each.name} alone", cells)] if "nested" in cells else []
+    for name, row in scored:
         difference, low, high = (row[f"nested_to_best{end}"] for end in ("", "_low", "_high"))
         rows.append(
             [

@@ -141,8 +141,8 @@ def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
             [np.sqrt(np.mean((((pred - y_NK) / units)[i]) ** 2, axis=0)).mean() for i in windows]
             for pred in (held.predictions, held.constant)
         )
-        unit = f"standard deviations, mean of {y_NK.shape[1]} values" if several else target_unit(run.info.target)
-        label = f"root mean square error ({unit})"
+        label = f"root mean square error ({target_unit(run.info.target)})"
+        label = "RMSE in standard deviations, mean over the values" if several else label
         return SubjectScores(names, np.array(errors), np.array(constant), label)
     if run.info.metric == "auc" and all(len(np.unique(held.targets[i])) == n_classes for i in windows):
         scores = [score("auc", held.targets[i], held.predictions[i]) for i in windows]

@@ -58,7 +58,8 @@ def _of_values(ensemble: Ensemble) -> Markup:
         Panel(partial(coverage_plot, Reliability(coverage=each.coverage)), f"Coverage of intervals of {each.name}")
         for each in known
     ]
-    caption = f"Share of targets in the intervals around predictions of {', '.join(each.name for each in known)}."
+    names = ", ".join(each.name for each in known)
+    caption = f"Share of targets in the intervals around predictions of {names}, in this order."
     unit = target_unit(ensemble.run.info.target)
     tables = [(each.name, _coverage_table(Reliability(coverage=each.coverage), unit)) for each in known]
     rows = [[name, *row] for name, of_value in tables for row in of_value.rows]
