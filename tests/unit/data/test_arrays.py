@@ -192,7 +192,7 @@ WRONG = {
     "X holds values of the type complex64": {"X_NCT": X.astype(np.complex64)},
     "X holds values of the type object": {"X_NCT": X.astype(object)},
     "y has 59 values, subject has 60": {"y": Y[:59]},
-    "y has the shape (30, 2)": {"y": Y.reshape(30, 2)},
+    "y has 30 rows, subject has 60 values": {"y": Y.reshape(30, 2)},
     "y is missing (NaN, None or empty) for 1 windows (the first: 3)": {
         "y": np.r_[np.arange(3.0), np.nan, np.arange(56.0)]
     },
