@@ -122,7 +122,7 @@ class NetworkSpec(FrozenModel):
         if layers > MAX_LAYERS:
             raise ValueError(f"members: {layers:,} blocks; at most {MAX_LAYERS:,} are read")
         if any(model.for_regression_only and self.n_outputs > 1 for model in distinct):
-            raise ValueError("members: model/bins and model/variance are for a regression of one value")
+            raise ValueError("members: model/bins and model/variance are for regressions of one value")
         for program in self.programs.values():
             shape = {"n_channels": self.n_channels, "n_times": self.n_times, "n_outputs": self.n_outputs}
             check_program(program.model_dump(), **shape)

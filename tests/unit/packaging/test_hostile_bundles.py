@@ -109,12 +109,25 @@ def rate(sfreq):
     return change
 
 
+SCALE = "members/0/scale/constrained-float: Input should be"
 HOSTILE = {
-    "a scale that is no number": (setting("members/0/scale", float("nan")), "members/0/scale: Input should be a fin"),
-    "an infinite scale": (setting("members/0/scale", float("inf")), "members/0/scale: Input should be a finite"),
-    "a scale that overflows": (setting("members/0/scale", 1e300), "members/0/scale: Input should be less"),
-    "a scale of zero": (setting("members/0/scale", 0.0), "members/0/scale: Input should be greater"),
-    "a centre that overflows": (setting("members/0/centre", -1e300), "members/0/centre: Input should be greater"),
+    "a scale that is no number": (
+        setting("members/0/scale", float("nan")),
+        f"{SCALE} a fin",
+    ),
+    "an infinite scale": (
+        setting("members/0/scale", float("inf")),
+        f"{SCALE} a finite",
+    ),
+    "a scale that overflows": (
+        setting("members/0/scale", 1e300),
+        f"{SCALE} less",
+    ),
+    "a scale of zero": (setting("members/0/scale", 0.0), f"{SCALE} greater"),
+    "a centre that overflows": (
+        setting("members/0/centre", -1e300),
+        "centre/constrained-float: Input should be greater",
+    ),
     "weights that sum to five": (every_member(weight=5 / 6), "members: the weights sum to 5; they must sum to one"),
     "weights of zero": (every_member(weight=0.0), "members: the weights sum to 0; they must sum to one"),
     "a negative weight": (setting("members/0/weight", -0.5), "members/0/weight: Input should be greater"),
