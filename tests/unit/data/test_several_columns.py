@@ -120,7 +120,7 @@ def test_metadata_of_epochs(tmp_path):
         ("participants:p_factor,attention:classification", "predict classes one at a time"),
         ("participants:p_factor,sex", r"column 'sex' holds classes \(F, M\), and several columns must be numbers"),
         ("participants:p_factor,code", r"column 'code' holds codes of classes \(0, 1\); ':regression' behind"),
-        ("participants:p_factor,atention", "did you mean 'attention'|no column 'atention'"),
+        ("participants:attention,p_facto", "p_facto"),
         ("participants:p_factor,same", "column 'same' is 1 for every subject"),
         ("events-column:rt,onset", "the onset is when the event is"),
         ("events-column:rt,nothing", "no events.tsv has the column 'nothing'"),

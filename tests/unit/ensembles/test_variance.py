@@ -67,7 +67,7 @@ def test_incompatible_configurations_are_refused():
     ):
         with pytest.raises(UserError, match=words):
             parse_config(wrong)
-    with pytest.raises(UserError, match="model/variance: for regression only, and this target has 3 classes"):
+    with pytest.raises(UserError, match="model/variance: for a regression of one value, and this target has 3 outputs"):
         build_model(ConformerConfig(variance=True), **SHAPE | {"n_outputs": 3})
 
 

@@ -99,9 +99,9 @@ def test_options_that_do_not_fit_are_refused():
     for wrong in (lambda: Tcn(5, 60, 1, kernel=4), lambda: Tcn(5, 1, 1), lambda: Tcn(5, 60, 3, bins=8)):
         with pytest.raises(ValueError):
             wrong()
-    with pytest.raises(ValueError, match="bins and variance are for regression"):
+    with pytest.raises(ValueError, match="bins and variance are for regressions of one value"):
         Conformer(5, 100, 2, kernel=5, pool=5, stride=5, bins=8)
-    with pytest.raises(UserError, match="model/bins: for regression only, and this target has 3 classes"):
+    with pytest.raises(UserError, match="model/bins: for a regression of one value, and this target has 3 outputs"):
         build_model(ConformerConfig(bins=8), n_outputs=3, **SHAPE)
     with pytest.raises(UserError, match="loss/name=kl needs a distribution"):
         parse_config({"loss/name": "kl"})
