@@ -42,9 +42,10 @@ class RawTensor(NamedTuple):
     data: bytes
 
     @classmethod
-    def of(cls, value: float) -> RawTensor:
-        """Return a number as a tensor without axes, in double precision."""
-        return cls("F64", (), np.float64(value).tobytes())
+    def of(cls, value: float | list[float]) -> RawTensor:
+        """Return a number as a tensor without axes, or several as one with one axis, in double precision."""
+        values = np.asarray(value, np.float64)
+        return cls("F64", values.shape, values.tobytes())
 
     def numpy(self) -> npt.NDArray[Any]:
         """Return the values as an array, of a type that numpy has."""
