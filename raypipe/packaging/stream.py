@@ -82,8 +82,7 @@ def stream(
 
 def table_head(ensemble: LoadedEnsemble) -> str:
     """Return the names of the columns of `table_line`."""
-    names = [f"probability_{name}" for name in ensemble.classes]
-    return "\t".join(["start", *names, "prediction", "flag"])
+    return "\t".join(["start", *ensemble.columns, *(["prediction"] if ensemble.classes else []), "flag"])
 
 
 def table_line(ensemble: LoadedEnsemble, window: LiveWindow) -> str:

@@ -27,17 +27,14 @@ def oof_table(run: RunStore, number: int | None) -> pd.DataFrame:
     oof, windows, classes = run.oof(number), open_windows(run.info.data), run.info.classes
     targets = windows.targets[oof.windows]
     names = np.array(classes, dtype=object)
-    table = pd.DataFrame(
-        {
-            "window": oof.windows,
-            "subject": np.asarray(windows.subjects)[oof.windows],
-            "target": names[targets.astype(np.int64)] if classes else targets,
-            "fold": oof.folds,
-        }
-    )
+    known = {"target": names[targets.astype(np.int64)] if classes else targets}
+    if run.info.outputs:
+        known = {f"target_{name}": targets[:, k] for k, name in enumerate(run.info.outputs)}
+    rows = {"window": oof.windows, "subject": np.asarray(windows.subjects)[oof.windows], **known, "fold": oof.folds}
+    table = pd.DataFrame(rows)
     if classes:
         table[[f"probability_{name}" for name in classes]] = oof.predictions
         table["prediction"] = names[oof.predictions.argmax(axis=1)]
     else:
-        table["prediction"] = oof.predictions[:, 0]
+        table[[f"prediction_{name}" for name in run.info.outputs] or ["prediction"]] = oof.predictions
     return table

@@ -31,6 +31,7 @@ def test_two_values_go_from_arrays_to_predictions(tmp_path, light):
     run = raypipe.sweep(tmp_path / "space.py", store.path, tmp_path / "run", **light | {"trials": 2})
     ensemble = run.ensemble(method="ridge")
     assert [each.name for each in ensemble.outputs] == toy.outputs
+    assert list(run.oof().columns[-2:]) == ["prediction_p_factor", "prediction_attention"]
     assert ensemble.outputs[0].cell("ensemble", "held_out") < 0.5
     run.report()
     report = (tmp_path / "run/report.html").read_text()
