@@ -1,16 +1,19 @@
-"""What could be known of the classes without EEG: how many windows a person has, how long, and who the person is.
+"""What could be known of the target without EEG: how many windows a person has, how long, and who the person is.
 
-Each predictor gets an AUC of its own, and the probability of one as large by chance.
+Each predictor gets an AUC of its own, or a correlation where the target is a number, and the probability of one as
+large by chance.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from raypipe.core.record import FrozenModel
 from raypipe.recordings.tables import is_missing, parse_number
@@ -54,18 +57,20 @@ class WindowsOfClass(FrozenModel):
 
 
 class Predictor(FrozenModel):
-    """Something that is known without EEG, and how well it tells classes apart."""
+    """Something that is known without EEG, and how well it predicts the target."""
 
     name: str
     people: int
     """People of whom it is known."""
-    auc: float
-    """Of several classes, the mean of one against the rest. Of a number, the better direction; of a category, by the
-    share of the class among other people."""
+    auc: float | None = None
+    """None for a numeric target. Of several classes, the mean of one against the rest. Of a number, the better
+    direction; of a category, by the share of the class among other people."""
+    correlation: float | None = None
+    """With a numeric target, of ranks (Spearman); of a category, the correlation ratio of the target's ranks."""
     p_value: float
-    """Share of permutations of the classes in which it is as good."""
+    """Share of permutations of the targets in which it is as good."""
     by_class: dict[str, str]
-    """Median or counts, by class."""
+    """Median or counts, by class; of a category and a numeric target, the target's median by value."""
 
     @property
     def is_confound(self) -> bool:
@@ -78,6 +83,8 @@ class WithoutEeg(FrozenModel):
 
     classes: tuple[WindowsOfClass, ...]
     predictors: tuple[Predictor, ...]
+    known: dict[str, str] = Field(default_factory=dict)
+    """What is known of the people, by column of participants.tsv: median and range, or counts."""
 
     def lines(self) -> list[str]:
         """Return lines of text; of the predictors, the confounds."""
@@ -93,10 +100,12 @@ def _line(each: WindowsOfClass) -> str:
 
 def _warning(each: Predictor) -> str:
     shown = "; ".join(f"{name}: {text}" for name, text in each.by_class.items())
-    return (
-        f"confound: without EEG, the {each.name} of a person predicts the class with AUC {each.auc:.2f} "
-        f"(p {each.p_value:.3f}, {each.people} people; {shown})"
-    )
+    if each.auc is None:
+        what = f"is correlated with the target, {each.correlation:.2f}"
+    else:
+        what = f"predicts the class with AUC {each.auc:.2f}"
+    details = f"p {each.p_value:.3f}, {each.people} people" + (f"; {shown}" if shown else "")
+    return f"confound: without EEG, the {each.name} of a person {what} ({details})"
 
 
 def without_eeg(
@@ -107,8 +116,8 @@ def without_eeg(
 ) -> WithoutEeg:
     """Describe the windows by class, and judge what is known without EEG.
 
-    It is judged where a person has windows of one class only: numbers of windows and who somebody is tell nothing about
-    classes that everybody has.
+    It is judged where each person has one class or one number: numbers of windows and who somebody is say nothing about
+    targets that change within a person.
 
     Parameters
     ----------
@@ -124,21 +133,41 @@ def without_eeg(
     target_N = table["target"].to_numpy() if classes else np.zeros(len(table), np.int64)
     counts = Counter(zip(table["subject"], target_N.tolist(), strict=True))
     found = tuple(_windows_of(number, name, counts) for number, name in enumerate(classes or [""]))
-    class_of = dict(counts.keys())
-    if not classes or len(class_of) < len(counts):
-        return WithoutEeg(classes=found, predictors=())
-    seconds = dict.fromkeys(class_of, 0.0)
+    target_of = dict(zip(table["subject"], table["target"].tolist(), strict=True))
+    columns = sorted({name for row in people.values() for name in row if is_looked_at(name)})
+    cells = {name: [people.get(person, {}).get(name, "") for person in target_of] for name in columns}
+    known = {name: text for name in columns if (text := describe_cells(cells[name]))}
+    if len(set(zip(table["subject"], table["target"].tolist(), strict=True))) > len(target_of):
+        return WithoutEeg(classes=found, predictors=(), known=known)
+    seconds = dict.fromkeys(target_of, 0.0)
     for person, recording in dict.fromkeys(zip(table["subject"], table["recording"], strict=True)):
         seconds[person] += durations.get(recording) or np.nan
-    judge = _Judge(np.array(list(class_of.values())), tuple(classes))
+    number_of = Counter(table["subject"])
+    judge = (
+        _Judge(np.array(list(target_of.values())), tuple(classes)) if classes else _JudgeOfValues(target_of.values())
+    )
     judged = [
-        judge.number(WINDOWS, [float(n) for n in counts.values()]),
+        judge.number(WINDOWS, [float(number_of[person]) for person in target_of]),
         judge.number(DURATION, list(seconds.values())),
     ]
-    columns = {name for row in people.values() for name in row if is_looked_at(name)}
-    cells = {name: [people.get(person, {}).get(name, "") for person in class_of] for name in sorted(columns)}
     judged += [judge.column(name, cells[name]) for name in cells]
-    return WithoutEeg(classes=found, predictors=tuple(each for each in judged if each is not None))
+    return WithoutEeg(classes=found, predictors=tuple(each for each in judged if each is not None), known=known)
+
+
+def describe_cells(cells: Sequence[str]) -> str:
+    """Return median and range of numbers, or counts of other values, and how many are known; empty if none is."""
+    known = [cell.strip() for cell in cells if not is_missing(cell.strip()) and cell.strip()]
+    if not known:
+        return ""
+    missing = f"; unknown for {len(cells) - len(known)}" if len(known) < len(cells) else ""
+    numbers = [parse_number(cell) for cell in known]
+    if None not in numbers and len(set(numbers)) > MAX_SHOWN:
+        values = np.array(numbers, dtype=float)
+        return f"median {np.median(values):.4g}, {values.min():.4g} to {values.max():.4g}{missing}"
+    counted = Counter(known).most_common()
+    shown = ", ".join(f"{value} {n}" for value, n in counted[:MAX_SHOWN])
+    more = f", {len(counted) - MAX_SHOWN} other values" if len(counted) > MAX_SHOWN else ""
+    return f"{shown}{more}{missing}"
 
 
 def _windows_of(number: int, name: str, counts: Counter[tuple[str, int]]) -> WindowsOfClass:
@@ -153,7 +182,27 @@ def _windows_of(number: int, name: str, counts: Counter[tuple[str, int]]) -> Win
     )
 
 
-class _Judge:
+class _Columns(ABC):
+    """Judge predictors of the target of people."""
+
+    @abstractmethod
+    def number(self, name: str, values: Sequence[float]) -> Predictor | None:
+        """Judge a number; None where it cannot be judged."""
+
+    @abstractmethod
+    def category(self, name: str, cells: Sequence[str]) -> Predictor | None:
+        """Judge a category; None where it cannot be judged."""
+
+    def column(self, name: str, cells: Sequence[str]) -> Predictor | None:
+        """Judge a column of participants.tsv; None where it cannot be judged."""
+        cells = ["" if is_missing(cell.strip()) else cell.strip() for cell in cells]
+        numbers = [parse_number(cell) for cell in cells if cell]
+        if None not in numbers and len(set(numbers)) > MAX_SHOWN:
+            return self.number(name, [np.nan if not cell else float(parse_number(cell) or 0.0) for cell in cells])
+        return self.category(name, cells)
+
+
+class _Judge(_Columns):
     """Judge predictors of the class of people.
 
     Parameters
@@ -166,14 +215,6 @@ class _Judge:
 
     def __init__(self, class_of: Classes, classes: tuple[str, ...]) -> None:
         self._class_U, self._classes = class_of, classes
-
-    def column(self, name: str, cells: Sequence[str]) -> Predictor | None:
-        """Judge a column of participants.tsv; None where it cannot be judged."""
-        cells = ["" if is_missing(cell.strip()) else cell.strip() for cell in cells]
-        numbers = [parse_number(cell) for cell in cells if cell]
-        if None not in numbers and len(set(numbers)) > MAX_SHOWN:
-            return self.number(name, [np.nan if not cell else float(parse_number(cell) or 0.0) for cell in cells])
-        return self.category(name, cells)
 
     def number(self, name: str, values: Sequence[float]) -> Predictor | None:
         """Judge a number; None where it is the same for all, or of too few people."""
@@ -221,11 +262,62 @@ class _Judge:
         auc: float,
         by_class: dict[str, str],
     ) -> Predictor:
-        class_K, rng = self._class_U[known_U], np.random.default_rng(0)
-        observed = statistic(class_K)
-        as_good = sum(statistic(rng.permutation(class_K)) >= observed - 1e-12 for _ in range(PERMUTATIONS))
-        p_value = (1 + as_good) / (1 + PERMUTATIONS)
+        p_value = _share_as_good(statistic, self._class_U[known_U])
         return Predictor(name=name, people=int(known_U.sum()), auc=auc, p_value=p_value, by_class=by_class)
+
+
+class _JudgeOfValues(_Columns):
+    """Judge predictors of a number of people; `values` has one for each."""
+
+    def __init__(self, values: Iterable[float]) -> None:
+        self._value_U = np.array(list(values), dtype=float)
+
+    def number(self, name: str, values: Sequence[float]) -> Predictor | None:
+        """Judge a number by Spearman's correlation."""
+        value_U = np.array(values)
+        known_U = np.isfinite(value_U)
+        if not self._can_judge(known_U) or len(set(value_U[known_U].tolist())) < 2:
+            return None
+        rank_K, own_K = _ranks(self._value_U[known_U]), _ranks(value_U[known_U])
+        r = float(np.corrcoef(rank_K, own_K)[0, 1])
+        p_value = _share_as_good(lambda drawn_K: abs(float(np.corrcoef(drawn_K, own_K)[0, 1])), rank_K)
+        return Predictor(name=name, people=int(known_U.sum()), correlation=r, p_value=p_value, by_class={})
+
+    def category(self, name: str, cells: Sequence[str]) -> Predictor | None:
+        """Judge a category by the correlation ratio of the target's ranks."""
+        known_U = np.array([bool(cell) for cell in cells])
+        names = sorted({cell for cell in cells if cell})
+        if not self._can_judge(known_U) or not 1 < len(names) <= known_U.sum() / 2:
+            return None
+        code_K = np.array([names.index(cell) for cell in cells if cell])
+        value_K = self._value_U[known_U]
+        rank_K = _ranks(value_K)
+        by_value = {value: f"median {np.median(value_K[code_K == code]):.4g}" for code, value in enumerate(names)}
+        return Predictor(
+            name=name,
+            people=int(known_U.sum()),
+            correlation=_correlation_ratio(code_K, rank_K),
+            p_value=_share_as_good(lambda drawn_K: _correlation_ratio(code_K, drawn_K), rank_K),
+            by_class=dict(list(by_value.items())[:MAX_SHOWN]),
+        )
+
+    def _can_judge(self, known_U: NDArray[np.bool_]) -> bool:
+        return int(known_U.sum()) >= 2 * MIN_PEOPLE and len(set(self._value_U[known_U].tolist())) > 1
+
+
+def _share_as_good(statistic: Callable[[NDArray[Any]], float], target_K: NDArray[Any]) -> float:
+    """Return the probability of a statistic that large by chance, from permutations of the targets."""
+    rng, observed = np.random.default_rng(0), statistic(target_K)
+    as_good = sum(statistic(rng.permutation(target_K)) >= observed - 1e-12 for _ in range(PERMUTATIONS))
+    return (1 + as_good) / (1 + PERMUTATIONS)
+
+
+def _correlation_ratio(code_K: Classes, value_K: Floats) -> float:
+    """Return the square root of the share of the variance that lies between categories."""
+    n_V, sum_V = np.bincount(code_K), np.bincount(code_K, weights=value_K)
+    mean = value_K.mean()
+    between = (n_V * (sum_V / n_V - mean) ** 2).sum()
+    return float(np.sqrt(between / ((value_K - mean) ** 2).sum()))
 
 
 def _ranks(value_K: Floats) -> Floats:

@@ -141,7 +141,7 @@ class Summary(FrozenModel):
 class Manifest(Record):
     """Everything about a store but its windows (``manifest.json``)."""
 
-    format: Literal["raypipe-windows/4"] = "raypipe-windows/4"
+    format: Literal["raypipe-windows/5"] = "raypipe-windows/5"
     settings: Settings
     plan: Plan
     kind: Kind

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE_FILE = "report.html"
+_UNITS = "%|Hz|ms|s|min|h|d|dB|µV|uV|MB|GB|MiB|GiB|kB|seconds|minutes|hours|years|people|windows"
+"""Units that stay on the line of their number."""
 WIDE_PIXELS = 480
 """Width above which a narrow screen scrolls a figure instead of shrinking it."""
 
@@ -99,7 +101,18 @@ def render_template(name: str, **values: object) -> Markup:
 
 def encode_page(html: str) -> bytes:
     """Return a page as UTF-8; what cannot be encoded, as in names of files that are no UTF-8, becomes an escape."""
-    return html.encode(errors="backslashreplace")
+    return keep_together(html).encode(errors="backslashreplace")
+
+
+def keep_together(html: str) -> str:
+    """Return a page in which no line breaks within the name of an option, or between a number and its unit."""
+    parts = re.split(r"(<(?:style|pre|title)\b.*?</(?:style|pre|title)>|<[^>]*>)", html, flags=re.DOTALL)
+    return "".join(part if part.startswith("<") else _keep_together(part) for part in parts)
+
+
+def _keep_together(text: str) -> str:
+    text = re.sub(rf"(?<=\d) (?=(?:{_UNITS})(?![\w/]))", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*", r'<span class="whole">\g<0></span>', text)
 
 
 def save_page(html: str, folder: Folder, out: str | Path | None) -> str:

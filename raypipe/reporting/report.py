@@ -10,6 +10,7 @@ from raypipe.ensembles.labels import describe_target
 from raypipe.reporting.advice import advise
 from raypipe.reporting.page import encode_page, render_template
 from raypipe.reporting.plotting import to_svg
+from raypipe.reporting.sections.data import data_section
 from raypipe.reporting.sections.ensemble import (
     MIN_CORRELATED,
     MIN_CURVE,
@@ -21,7 +22,6 @@ from raypipe.reporting.sections.filters import filters_section
 from raypipe.reporting.sections.held_out import held_out_section
 from raypipe.reporting.sections.importance import importance_section
 from raypipe.reporting.sections.outcomes import halving_section, outcomes_section
-from raypipe.reporting.sections.people import people_section
 from raypipe.reporting.sections.provenance import provenance_section
 from raypipe.reporting.sections.reliability import reliability_section
 from raypipe.reporting.sections.result import result_section
@@ -69,11 +69,11 @@ def render_report(run: RunStore) -> str:
     spans = trial_spans(run, results)
     sections = [
         result_section(run, ensemble),
+        data_section(run),
         search_section(run, results, spans),
         stores_section(run, results, ensemble),
         *([held_out_section(run, ensemble)] if ensemble else []),
         *([reliability_section(ensemble), ensemble_section(ensemble)] if ensemble else []),
-        people_section(run),
         filters_section(run, ensemble),
         importance_section(run),
         halving_section(run, results),

@@ -13,7 +13,6 @@ from markupsafe import Markup
 from raypipe.core.errors import UserError
 from raypipe.core.network_config import Network
 from raypipe.data.montage import project_to_scalp
-from raypipe.data.window_cache import open_windows
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.models.network import normalise
 from raypipe.reporting.filter_patterns import (
@@ -26,6 +25,7 @@ from raypipe.reporting.filter_patterns import (
 )
 from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, DARK, GREY, draw_legend_above, new_figure
+from raypipe.reporting.run_windows import open_run_windows
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 
@@ -127,9 +127,9 @@ def _show_filters(run: RunStore, networks: Sequence[_Shipped]) -> tuple[FigureBl
     if isinstance(found, str):
         return found
     shown, model, filters = found
-    windows = _open_windows(run)
+    windows = open_run_windows(run)
     if isinstance(windows, str):
-        return windows
+        return f"Filters are not shown: {windows}"
     windows = windows.of(run.config(shown.member.trial).data.store)
     x_BCT = _sample_windows(run, windows, model)
     pattern_GCK, sd_G = activation_patterns(x_BCT, filters.combined)
@@ -200,19 +200,6 @@ def _map_note(known: int, channels: int) -> str:
         return f"The maps show the {known} of {channels} channels with known positions." if known < channels else ""
     few = f"the positions of {known} are" if known else "no position is"
     return f"No scalp maps: of {channels} channels, {few} known by name ({MIN_ELECTRODES} are needed)."
-
-
-def _open_windows(run: RunStore) -> WindowStore | str:
-    """Open the run's windows, or return why they cannot be used."""
-    if "://" in run.info.data:
-        return "Filters are not shown: the windows are behind a URI, and a report downloads nothing."
-    try:
-        windows = open_windows(run.info.data)
-    except (UserError, OSError):
-        return "Filters are not shown: the windows of this run cannot be opened here."
-    if windows.data_hash != run.info.data_hash:
-        return "Filters are not shown: the windows have changed since the run was made."
-    return windows
 
 
 def _sample_windows(run: RunStore, windows: WindowStore, config: Network) -> Array:

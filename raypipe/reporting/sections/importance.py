@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MIN_TRIALS = 10
 """Minimum number of fully trained trials for importances; those of fewer are noise."""
+MIN_VALUES = 5
+"""Values of a parameter that contours are drawn over."""
 MAX_PARAMETERS = 8
 """Parameters that are drawn."""
 _LABEL_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
@@ -65,11 +67,12 @@ def _importance_figure(
         f"{len(trained)} fully trained trials). It is rough with few trials. A parameter that another one switches off "
         "counts with its default; one that the trial's model does not have, with the median of the others."
     )
-    if len(names) > 1:
-        draw = partial(contour_plot, trained, names[:2], metric_label(run.info.metric), run.info.direction)
-        panels.append(Panel(draw, f"Contour plot of the score over {names[0]} and {names[1]}"))
+    numeric = [name for name in shares if _is_on_an_axis(trained, name)][:2]
+    if len(numeric) > 1:
+        draw = partial(contour_plot, trained, numeric, metric_label(run.info.metric), run.info.direction)
+        panels.append(Panel(draw, f"Contour plot of the score over {numeric[0]} and {numeric[1]}"))
         caption += (
-            f" Contours: score over {names[0]} and {names[1]}, the two most important parameters, interpolated between "
+            f" Contours: score over {numeric[0]} and {numeric[1]}, the most important numbers, interpolated between "
             "the trials (dots); it is unreliable far from them."
         )
     return draw_figure(panels, caption)
@@ -80,9 +83,15 @@ def _parallel_figure(run: RunStore, table: pd.DataFrame, names: Sequence[str]) -
     if (table["state"] == "pruned").any():
         caption += " Grey, dashed: pruned trials, with their score at that time."
     if any(is_unused(row, name) for row in table.to_dict("records") for name in names):
-        caption += " A line has a gap where the trial does not use the parameter."
+        caption += " A line has no dot on the axis of a parameter that the trial does not use."
     draw = partial(parallel_coordinates, table, names, metric_label(run.info.metric), run.info.direction)
     return draw_figure([Panel(draw, "Parallel coordinates: parameters and score of each trial")], caption)
+
+
+def _is_on_an_axis(table: pd.DataFrame, name: str) -> bool:
+    """Return whether all trials use a parameter, and its values are numbers between which one can interpolate."""
+    used = not any(is_unused(row, name) for row in table.to_dict("records"))
+    return used and _is_numeric(table[name]) and table[name].nunique() >= MIN_VALUES
 
 
 def importances(table: pd.DataFrame, direction: str) -> dict[str, float]:
@@ -205,9 +214,9 @@ def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str,
     heights = np.full((len(table), len(columns)), np.nan)
     for place, name in enumerate(columns):
         axes.axvline(place, color=LIGHT, lw=1, zorder=1)
-        used = ~np.array([is_unused(row, name) for row in table.to_dict("records")])
-        if used.any():
-            heights[used, place], ticks = _axis_heights(table[name][used], name != "score")
+        with_it = ~np.array([is_unused(row, name) for row in table.to_dict("records")])
+        if with_it.any():
+            heights[with_it, place], ticks = _axis_heights(table[name][with_it], name != "score")
             for height, label in ticks:
                 axes.text(
                     place, height, label, fontsize=7.5, ha="center", va="center", zorder=5, bbox=_LABEL_BACKGROUND
@@ -223,7 +232,8 @@ def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str,
             style |= {"color": GREY, "lw": 0.9, "ls": "--"}
         if line == best:
             style = {"color": ORANGE, "lw": 2.2, "zorder": 4, "ms": 4.0}
-        axes.plot(range(len(columns)), heights[line], marker="o", **style)
+        used = np.flatnonzero(np.isfinite(heights[line]))
+        axes.plot(used, heights[line][used], marker="o", **style)
     axes.set_xticks(range(len(columns)), [*names, metric], rotation=20, ha="right")
     axes.set_yticks([])
     axes.grid(False)

@@ -19,7 +19,6 @@ from raypipe.core.options import SweepOptions
 from raypipe.core.own_metrics import shown_metric
 from raypipe.core.parameters import defaults, flatten
 from raypipe.core.store_names import join_stores, parse_stores
-from raypipe.data.accounting import Accounting
 from raypipe.data.given_target import python_call
 from raypipe.data.manifest import Manifest, Settings, read_manifest
 from raypipe.data.named_stores import hash_of_stores
@@ -40,13 +39,10 @@ _OTHER_OPTIONS = {"trials", "folds", "repeats", "held_out", "seed", "address", "
 def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
     """Render the section; `name` is the run's name in the report."""
     manifests, unknown = read_data_manifests(run)
-    manifest = next(iter(manifests.values()), None)
     ranked = run.ranked(results)
     return render_template(
         "provenance",
         facts=Table(["", ""], _facts(run, results, name), {0, 1}),
-        account=manifest.accounting.lines() if manifest else [],
-        left_out=_left_out(manifest.accounting) if manifest else None,
         folds=_subjects_by_fold(run.folds),
         best=_configuration(run, ranked[0].number) if ranked else None,
         commands=[
@@ -94,13 +90,6 @@ def read_data_manifests(run: RunStore) -> tuple[dict[str, Manifest], str]:
     if (hash_of_stores(hashes) if names else hashes[""]) != run.info.data_hash:
         return {}, "the windows have changed since the run was made"
     return manifests, ""
-
-
-def _left_out(accounting: Accounting) -> Table:
-    """Return the table of every recording and person that is not in the windows."""
-    rows = [[each.name, each.reason, each.detail] for each in accounting.recordings_left_out]
-    people = [[person, reason, ""] for reason, names in accounting.people_left_out.items() for person in names]
-    return Table(["recording or person", "reason", "details"], rows + people, {0, 1, 2})
 
 
 def prepare_command(settings: Settings, out: str = "STORE") -> list[str]:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from raypipe.data import confounds
@@ -100,4 +101,31 @@ def test_prepare_judges_what_is_known_of_people(tmp_path):
         line.startswith("confound: without EEG, the age of a person") for line in store.manifest.without_eeg.lines()
     )
     of_age = prepare(bids, "participants:age", tmp_path / "age", jobs=1).manifest.without_eeg
-    assert of_age.predictors == () and of_age.classes[0].people == 12
+    assert {each.name for each in of_age.predictors} == {WINDOWS, DURATION} and of_age.classes[0].people == 12
+    assert all(each.correlation is not None for each in of_age.predictors) and of_age.known == {}
+
+
+def test_a_numeric_target_gets_correlations():
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=40)
+    cells = [{"age": f"{10 + t + 0.1 * rng.normal():.3f}", "sex": "F" if t > 0 else "M"} for t in targets]
+    found = found_of(rng.integers(4, 9, 40), targets.tolist(), cells=cells, classes=())
+    by_name = {each.name: each for each in found.predictors}
+    assert list(by_name) == [WINDOWS, "age", "sex"] and all(each.auc is None for each in found.predictors)
+    ages = [float(cell["age"]) for cell in cells]
+    assert by_name["age"].correlation == pytest.approx(spearmanr(targets, ages).statistic)
+    assert by_name["sex"].correlation == pytest.approx(abs(spearmanr(targets, targets > 0).statistic))
+    assert by_name["age"].is_confound and by_name["sex"].is_confound and not by_name[WINDOWS].is_confound
+    assert set(by_name["sex"].by_class) == {"F", "M"}
+    assert any("age of a person is correlated with the target, 0.9" in line for line in found.lines())
+
+
+def test_what_is_known_of_people_is_described_whatever_the_target():
+    cells = [{"age": f"{k}", "sex": "F" if k < 3 else "n/a"} for k in range(8)]
+    found = found_of([2] * 8, range(8), cells=cells, classes=())
+    assert found.known == {"age": "median 3.5, 0 to 7", "sex": "F 3; unknown for 5"}
+    table, people = table_of([2] * 8, [0] * 8)
+    table["target"] = np.arange(16) % 2
+    within = without_eeg(table, ["a", "b"], {}, dict(zip(people, cells, strict=True)))
+    assert within.known == found.known and within.predictors == ()
+    assert found_of([2] * 8, range(8), cells=[{"age": ""}] * 8, classes=()).known == {}

@@ -135,7 +135,7 @@ def test_folders_that_are_no_store_give_one_line(tmp_path, copy):
     [
         ("manifest.json: damaged", lambda data: data[:-20]),
         ("manifest.json: metric", lambda data: data.replace(b'"auc"', b'"f2"').replace(b'"nrmse"', b'"f2"')),
-        ("manifest.json: format 'old'", lambda data: data.replace(b'"raypipe-windows/4"', b'"old"')),
+        ("manifest.json: format 'old'", lambda data: data.replace(b'"raypipe-windows/5"', b'"old"')),
         ("windows.csv: damaged", lambda data: data.replace(b"SIM0001", b"SIM0002")),
     ],
 )

@@ -23,6 +23,7 @@ MIN_CONTRAST = 4.5
 """Contrast of text (WCAG 2.2, 1.4.3)."""
 SECTIONS = [
     "Result",
+    "The data",
     "Search",
     "Held-out subjects",
     "Reliability",
@@ -144,7 +145,7 @@ def test_a_request_would_be_noticed(show):
 def test_every_plot_is_drawn_and_has_an_alternative_text(show):
     page = show()
     images = page.eval_on_selector_all("img", "all => all.map(i => [i.alt, i.complete, i.naturalWidth])")
-    assert len(images) == 17
+    assert len(images) == 18
     assert all(alt.strip() and complete and width > 100 for alt, complete, width in images)
     assert len({alt for alt, *_ in images}) == len(images)
     assert page.get_by_text("could not be").count() == 0

@@ -9,7 +9,7 @@ import pytest
 from markupsafe import Markup
 
 from raypipe.reporting import page
-from raypipe.reporting.page import Panel, Table, draw_figure, render_template
+from raypipe.reporting.page import Panel, Table, draw_figure, keep_together, render_template
 from raypipe.reporting.plotting import new_figure
 
 HOSTILE = '<script>alert("x")</script>&\''
@@ -74,3 +74,20 @@ def test_scores(value, sign, text):
 
 def test_minus_signs_stand_before_numbers_only():
     assert page.use_minus_signs("-0.3 (-1 to 2), out-of-fold, run-3, 1-2") == "−0.3 (−1 to 2), out-of-fold, run-3, 1-2"
+
+
+@pytest.mark.parametrize(
+    ("html", "kept"),
+    [
+        ("<p>over 12.5 Hz</p>", "<p>over 12.5\N{NO-BREAK SPACE}Hz</p>"),
+        ("<p>95 % of 7 people</p>", "<p>95\N{NO-BREAK SPACE}% of 7\N{NO-BREAK SPACE}people</p>"),
+        ("<p>7 some</p>", "<p>7 some</p>"),
+        ("<code>x --held-out 1</code>", '<code>x <span class="whole">--held-out</span> 1</code>'),
+        ("<p>well-known a--b -- c</p>", "<p>well-known a--b -- c</p>"),
+        ('<img alt="1 Hz --a">', '<img alt="1 Hz --a">'),
+        ("<style>a { --cover: 1 s }</style>", "<style>a { --cover: 1 s }</style>"),
+        ("<pre>--a-b 1 s <b>2 s</b></pre>", "<pre>--a-b 1 s <b>2 s</b></pre>"),
+    ],
+)
+def test_options_and_numbers_with_units_are_kept_together(html, kept):
+    assert keep_together(html) == kept

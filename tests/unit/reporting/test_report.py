@@ -82,7 +82,7 @@ def test_a_finished_run(kind, request, copy):
         assert page.says(words), words
     assert page.says("epoch 1: the loss is <not> a number"), "text must be escaped"
     assert all(subject in path.read_text() for subject in run.folds.held_out)
-    assert len(page.images) == (13 if kind == "values" else 15) and all(image["alt"] for image in page.images)
+    assert len(page.images) == (15 if kind == "values" else 17) and all(image["alt"] for image in page.images)
     assert str(run.local.parent) not in path.read_text(), "a report names no folder of this machine"
 
 
@@ -91,7 +91,7 @@ def test_before_there_is_an_ensemble(values, copy, tmp_path):
     path = write_report(run, tmp_path / "elsewhere" / "r.html")
     page = Page(path.read_text())
     assert page.says("No ensemble has been fitted yet, so the held-out subjects have not been evaluated")
-    assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 9
+    assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 11
     record_evaluation(run, ToyWindows(), [0], "auto")
     assert Page(write_report(run).read_text()).says("were evaluated 1 time(s), but no ensemble was saved")
 
@@ -133,7 +133,7 @@ def test_hostile_names_are_escaped_in_every_section(tmp_path):
 def test_a_plot_that_cannot_be_drawn_leaves_a_line(values, copy, monkeypatch):
     monkeypatch.setattr(search, "scores_by_number", lambda *_: 1 / 0)
     page = Page(write_report(copy(values)).read_text())
-    assert page.says("this plot could not be drawn (ZeroDivisionError: division by zero)") and len(page.images) == 8
+    assert page.says("this plot could not be drawn (ZeroDivisionError: division by zero)") and len(page.images) == 10
 
 
 def test_through_a_uri(values, copy):

@@ -64,21 +64,21 @@ def test_fewer_than_ten_trials_have_no_importance(few):
     assert "Importance of parameters" not in html and "Contour" not in html
     assert "Parallel coordinates" in html and "Grey, dashed: pruned" in html
     html = importance_section(few(10))
-    assert "Importance of parameters" in html and "Contour" in html and "Parallel coordinates" in html
+    assert "Importance of parameters" in html and "Parallel coordinates" in html
+    assert "Contour" not in html, "one number alone is used by all trials"
     assert "could not be drawn" not in html
 
 
-def test_a_parameter_that_is_switched_off_leaves_a_gap(few):
+def test_a_line_has_no_dot_where_a_parameter_is_switched_off_and_ends_at_the_score(few):
     from matplotlib.colors import to_hex
 
     from raypipe.reporting.plotting import GREY
 
     table = trials_table(few(4))
     (axes,) = parallel_coordinates(table, ["sam/name", "sam/rho"], "NRMSE", "minimize").axes
-    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]
-    assert len(lines) == 6
-    gaps = sorted(bool(np.isnan(line.get_ydata()[1])) for line in lines)
-    assert gaps == [False] * 3 + [True] * 3
+    lines = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert sorted(line.get_xdata().tolist() for line in lines) == [[0, 1, 2]] * 3 + [[0, 2]] * 3
+    assert all(np.isfinite(line.get_ydata()).all() for line in lines)
     assert sum(to_hex(line.get_color()) == GREY for line in lines) == 2
     assert is_unused({"loss/name": "plain"}, "loss/gamma") and not is_unused({"loss/name": "focal"}, "loss/gamma")
     assert not is_unused({"sam/name": "none"}, "sam/name") and not is_unused({}, "epochs")
@@ -94,4 +94,6 @@ def test_trials_of_several_families_are_compared_and_have_gaps_where_a_model_lac
     table = trials_table(run)
     assert is_unused(table.loc[0].to_dict(), "model/shrinkage") and is_unused(table.loc[7].to_dict(), "model/depth")
     assert {"model/name", "model/shrinkage"} <= set(importances(table, "minimize"))
-    assert "A line has a gap" in importance_section(run)
+    html = importance_section(run)
+    assert "A line has no dot" in html
+    assert "Contour" not in html, "a model lacks each number of the other"
