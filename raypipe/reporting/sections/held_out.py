@@ -42,6 +42,8 @@ class SubjectScores(NamedTuple):
     constant: NDArray[np.float64]
     """Of the prediction without EEG."""
     label: str
+    highest: float | None = None
+    """Highest value that there can be; None for an error."""
 
 
 class Shown(NamedTuple):
@@ -146,7 +148,7 @@ def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
         return SubjectScores(names, np.array(errors), np.array(constant), label)
     if run.info.metric == "auc" and all(len(np.unique(held.targets[i])) == n_classes for i in windows):
         scores = [score("auc", held.targets[i], held.predictions[i]) for i in windows]
-        return SubjectScores(names, np.array(scores), np.full(len(names), 0.5), "AUC within the subject")
+        return SubjectScores(names, np.array(scores), np.full(len(names), 0.5), "AUC within the subject", 1.0)
     of_true = held.predictions[np.arange(len(held.targets)), held.targets]
     constant_of_true = held.constant[held.targets]
     return SubjectScores(
@@ -154,6 +156,7 @@ def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
         np.array([of_true[i].mean() for i in windows]),
         np.array([constant_of_true[i].mean() for i in windows]),
         "mean probability of the true class",
+        1.0,
     )
 
 
@@ -246,5 +249,6 @@ def scores_by_subject(scores: SubjectScores) -> Figure:
         axes.set_xticks([])
         axes.set_xlabel(f"{len(names)} held-out subjects")
     axes.set_ylabel(scores.label)
+    axes.set_ylim(0.0, None if scores.highest is None else 1.03 * scores.highest)
     draw_legend_above(axes)
     return figure

@@ -214,7 +214,7 @@ def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str,
     heights = np.full((len(table), len(columns)), np.nan)
     for place, name in enumerate(columns):
         axes.axvline(place, color=LIGHT, lw=1, zorder=1)
-        with_it = ~np.array([is_unused(row, name) for row in table.to_dict("records")])
+        with_it = np.array([name == "score" or not is_unused(row, name) for row in table.to_dict("records")])
         if with_it.any():
             heights[with_it, place], ticks = _axis_heights(table[name][with_it], name != "score")
             for height, label in ticks:

@@ -76,7 +76,7 @@ def test_a_finished_run(kind, request, copy):
         "equal weights",
         "best single trial",
         run.info.data_hash,
-        "optimistic",
+        "Only the held-out scores estimate the performance on new subjects",
         f"Run {run.local.parent.name}/my-run",
     ):
         assert page.says(words), words

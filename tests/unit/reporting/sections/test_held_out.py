@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from raypipe.ensembles.held_out_record import HeldOut
-from raypipe.reporting.sections.held_out import held_out_section, primary_level
+from raypipe.reporting.sections.held_out import held_out_section, primary_level, scores_by_subject, subject_scores
 from raypipe.storage.run_store import RunStore
 
 
@@ -66,6 +66,12 @@ def test_two_people_have_no_calibration_curve(ensemble, n):
     text = str(held_out_section(run, fitted))
     assert "Calibration of" not in text and "No calibration curve: 2 people are too few." in text
     assert text.count("<img") == 3 and "could not be drawn" not in text
+
+
+def test_scores_of_people_are_shown_on_the_whole_range(ensemble):
+    run, fitted = held_out_of(ensemble, 8)
+    (axes,) = scores_by_subject(subject_scores(run, fitted)).axes
+    assert axes.get_ylim() == (0.0, 1.03)
 
 
 def test_three_classes_have_a_calibration_of_the_predicted_one(ensemble):

@@ -96,4 +96,7 @@ def test_trials_of_several_families_are_compared_and_have_gaps_where_a_model_lac
     assert {"model/name", "model/shrinkage"} <= set(importances(table, "minimize"))
     html = importance_section(run)
     assert "A line has no dot" in html
+    (axes,) = parallel_coordinates(table, ["model/shrinkage"], "NRMSE", "minimize").axes
+    lines = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert len(lines) == 12 and all(line.get_xdata()[-1] == 1 for line in lines), "every model has a score"
     assert "Contour" not in html, "a model lacks each number of the other"
