@@ -22,7 +22,7 @@ from raypipe.data.piece_reader import PieceReader, filter_length
 from raypipe.data.scales import MAX_RATIO
 from raypipe.data.windower import ACROSS_A_GAP, MISSING_SAMPLES, SHORT_PART, cut_windows
 from raypipe.packaging.bundle import LoadedEnsemble
-from raypipe.packaging.live_checks import check_plan, check_rate, live_channels
+from raypipe.packaging.live_checks import check_bundle, check_rate, live_channels
 from raypipe.recordings.live import JITTER, LiveSignal, SampleSource, StampCheck, split_at
 from raypipe.recordings.recording import Recording
 
@@ -105,7 +105,7 @@ class LivePredictor:
         self.ensemble, self.source, self.plan = ensemble, source, ensemble.info.prepare
         self.every = self.plan.stride if every is None else every
         self._say = say
-        for note in check_plan(self.plan, every, jitter):
+        for note in check_bundle(ensemble, every, jitter):
             say(note)
         self._channels = live_channels(source, self.plan)
         self._used = tuple(source.channels[place] for place in self._channels.picks)

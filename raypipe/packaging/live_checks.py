@@ -11,9 +11,22 @@ from raypipe.data.manifest import Plan
 from raypipe.data.piece_reader import MAX_RATIO_TERM
 from raypipe.data.plan import RATE_TOLERANCE
 from raypipe.data.targets import parse_target
+from raypipe.packaging.bundle import LoadedEnsemble
 from raypipe.recordings.channels import EegChannels, find_name
 from raypipe.recordings.live import SampleSource
 from raypipe.recordings.units import volts_per
+
+
+def check_bundle(ensemble: LoadedEnsemble, every: float | None, jitter: float) -> list[str]:
+    """Check that a bundle can predict a stream; see `check_plan`.
+
+    Raises
+    ------
+    UserError
+        Its networks take windows of several stores, or `check_plan` raises it.
+    """
+    ensemble.require_one_store("a stream")
+    return check_plan(ensemble.info.prepare, every, jitter)
 
 
 def check_plan(plan: Plan, every: float | None, jitter: float) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.packaging.live import LivePredictor, LiveWindow
-from raypipe.packaging.live_checks import check_plan
+from raypipe.packaging.live_checks import check_bundle
 from raypipe.recordings.live import JITTER, SampleSource
 from raypipe.recordings.lsl import WAIT, LslSource
 
@@ -74,8 +74,7 @@ def stream(
     ...     print(window.start, window.prediction)
     """
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
-    ensemble.require_one_store("a stream")
-    check_plan(ensemble.info.prepare, every, jitter)  # before it waits for a stream
+    check_bundle(ensemble, every, jitter)  # before it waits for a stream
     found = LslSource(source, unit=unit, wait=wait, say=say) if isinstance(source, str) else source
     return LivePredictor(ensemble, found, every=every, jitter=jitter, say=say)
 

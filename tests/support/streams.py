@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from raypipe.core.errors import UserError
 from raypipe.data.manifest import Plan
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.recordings.live import Chunk
@@ -58,9 +59,14 @@ class SumEnsemble:
     """Predicts a weighted sum of a window, in double precision up to the last step."""
 
     classes = ()
+    stores = ""
 
     def __init__(self, plan: Plan, scale: float = 0.0) -> None:
         self.info = SimpleNamespace(prepare=plan, scale=scale, n_outputs=1)
+
+    def require_one_store(self, what):
+        if self.stores:
+            raise UserError(f"the bundle's networks take windows of stores {self.stores}; {what} takes windows of one")
 
     def predict(self, x_NCT):
         x_NCT = x_NCT.astype(np.float64)

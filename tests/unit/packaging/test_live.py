@@ -217,6 +217,13 @@ def test_what_a_stream_cannot_give_is_one_line_before_it_starts(plan, source, li
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_networks_of_several_stores_are_refused_before_it_starts():
+    ensemble = SumEnsemble(plan_of())
+    ensemble.stores = "a and b"
+    with pytest.raises(UserError, match="stream takes windows of one"):
+        LivePredictor(ensemble, FakeSource([], 100.0), say=print)
+
+
 @pytest.mark.parametrize(("option", "value"), [("every", 0.0), ("every", np.nan), ("every", np.inf), ("jitter", 0.0)])
 def test_numbers_out_of_range_are_one_line(option, value):
     with pytest.raises(UserError, match=f"{option} "):
