@@ -252,6 +252,7 @@ def fit_ensemble(
     max_mb: float | None = None,
     distilled: bool = False,
     device: str | None = None,
+    so_far: bool = False,
     progress: Progress | None = None,
 ) -> Ensemble:
     """Combine the best trials by their out-of-fold predictions, and score the result on the held-out subjects.
@@ -274,6 +275,9 @@ def fit_ensemble(
     device
         Where networks are run, ``cpu`` or ``cuda``; predictions differ by rounding. None: on the CPU, but a distilled
         network is trained on a GPU if there is one.
+    so_far
+        Use the trials that have ended while the sweep is still running. The held-out subjects are scored nevertheless,
+        and a note says after how many trials.
     progress
         Called with the windows predicted so far, their number, and a text.
 
@@ -285,8 +289,8 @@ def fit_ensemble(
     Raises
     ------
     UserError
-        No trial can be used, a file is damaged, the method is unknown or cannot be used, the limits leave no trial, or
-        the run's windows are not there.
+        The sweep is still running, no trial can be used, a file is damaged, the method is unknown or cannot be used,
+        the limits leave no trial, or the run's windows are not there.
     LeakError
         Predictions or windows do not follow the run's fold map.
     """
@@ -300,6 +304,7 @@ def fit_ensemble(
         max_mb=max_mb,
         distilled=distilled,
         device=device,
+        so_far=so_far,
         progress=progress,
     )
 

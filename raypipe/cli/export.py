@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -14,6 +15,9 @@ from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
     from raypipe.packaging.predict import PredictionLevel
+
+if TYPE_CHECKING:
+    from raypipe.storage.run_store import RunStore
 
 PANEL = "Ensembles and export"
 """Heading of these verbs in `raypipe --help`."""
@@ -56,6 +60,14 @@ def ensemble(
             show_default="cpu; to train for --distill a GPU if there is one",
         ),
     ] = None,
+    so_far: Annotated[
+        bool,
+        typer.Option(
+            "--so-far",
+            help="Use the trials that have ended while the sweep is still running: the held-out subjects are scored "
+            "nevertheless. Without it, a terminal is asked.",
+        ),
+    ] = False,
 ) -> None:
     """Combine the best trials, score them on held-out subjects and report.
 
@@ -68,9 +80,10 @@ def ensemble(
 
     if is_outer(run):
         limits = {"max_members": max_members, "max_mb": max_mb, "distilled": distill, "device": device}
-        _ensembles_of_parts(run, top=top, method=method, **limits)
+        _ensembles_of_parts(run, top=top, method=method, so_far=so_far, **limits)
         return
     store = RunStore.open(run)
+    so_far = so_far or _asked_and_agreed(store)
     with ProgressCounter(console, "predicting held-out subjects") as counter:
         fitted = fit_ensemble(
             store,
@@ -80,6 +93,7 @@ def ensemble(
             max_mb=max_mb,
             distilled=distill,
             device=device,
+            so_far=so_far,
             progress=counter,
         )
     fitted.save()
@@ -89,6 +103,17 @@ def ensemble(
             write(f"{name} was left out: {reason}")
     write_plots(store, fitted)
     write(f"report: {write_report(store)}")
+
+
+def _asked_and_agreed(run: RunStore) -> bool:
+    """Ask in a terminal whether held-out subjects are to be scored while the sweep is running; False elsewhere."""
+    from raypipe.ensembles.unfinished import sweep_progress
+
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    found = sweep_progress(run)
+    question = f"The sweep is still running ({found.text}). Score the held-out subjects now, and again at its end?"
+    return found.running and typer.confirm(question, abort=True)
 
 
 def _ensembles_of_parts(where: str, *, top: int, method: str, **limits: Any) -> None:

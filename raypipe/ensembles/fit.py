@@ -39,6 +39,7 @@ from raypipe.ensembles.people import fit_people
 from raypipe.ensembles.reliability import Reliability, reliability_of
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, is_by_subject, score_table
 from raypipe.ensembles.soup import SOUPS
+from raypipe.ensembles.unfinished import require_ended
 from raypipe.ensembles.verdict import write_verdict
 from raypipe.storage.run_store import RunStore
 from raypipe.training.device import parse_device
@@ -53,6 +54,7 @@ def fit_ensemble(
     max_mb: float | None = None,
     distilled: bool = False,
     device: str | None = None,
+    so_far: bool = False,
     windows: WindowStore | None = None,
     progress: Progress | None = None,
 ) -> Ensemble:
@@ -67,6 +69,7 @@ def fit_ensemble(
     """
     _require_known(method)
     where = None if device is None else parse_device(device)
+    unfinished = require_ended(run, so_far=so_far)
     candidates = read_candidates(
         run,
         windows,
@@ -108,7 +111,7 @@ def fit_ensemble(
         table=table,
         baselines=list(baselines),
         verdict=verdict,
-        notes=[*sentence(outputs, run.info.metric), *notes],
+        notes=[*unfinished, *sentence(outputs, run.info.metric), *notes],
         outputs=outputs,
         held_out=_held_out_record(candidates, rows, held_out, shipped),
         held_out_evaluations=evaluations.times,

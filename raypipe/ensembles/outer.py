@@ -22,6 +22,7 @@ from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import describe_target, metric_label, resampled
 from raypipe.ensembles.outcome import side_of
 from raypipe.ensembles.scores import EvaluationSet, difference_interval, score_interval
+from raypipe.ensembles.unfinished import require_ended
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.run_store import RunStore
 
@@ -99,7 +100,15 @@ class OuterScores:
         return EvaluationSet(self.rows.targets, self.rows.subjects, self.rows.folds, self.units)
 
 
-def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | None = None, **options: Any) -> list[str]:
+def fit_parts(
+    outer: OuterRun,
+    *,
+    top: int,
+    method: str,
+    so_far: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[str]:
     """Fit the ensemble of every part, save it and score it once on the subjects that the part holds out.
 
     A part is left as it is if its ensemble was fitted in the same way after its last trial had ended. With other
@@ -109,7 +118,7 @@ def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | No
     ----------
     outer
         An outer cross-validation whose parts are all made.
-    top, method, progress, **options
+    top, method, so_far, progress, **options
         See `raypipe.api.fit_ensemble`.
 
     Returns
@@ -120,13 +129,15 @@ def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | No
     Raises
     ------
     UserError
-        A part has no run or no complete trial; see also `raypipe.api.fit_ensemble`.
+        A part has no run or no complete trial, or one is still running; see also `raypipe.api.fit_ensemble`.
     """
     runs = _all_runs(outer)
+    for run in runs:
+        require_ended(run, so_far=so_far)
     changed = any(value for name, value in options.items() if name != "device")
     wanted = [run for run in runs if changed or not _is_fitted(run, top, method)]
     for run in wanted:
-        fit_ensemble(run, top=top, method=method, progress=progress, **options).save()
+        fit_ensemble(run, top=top, method=method, so_far=so_far, progress=progress, **options).save()
     return [run.where for run in wanted]
 
 
