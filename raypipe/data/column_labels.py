@@ -32,7 +32,7 @@ def column_labels(
     """Return the kind and the classes of a column, with the target of each value's owner in `by_subject`.
 
     Without `kind`, text is classes, and so are the codes 0 and 1, 1 and 2, or -1 and 1 if three or more share them.
-    Other numbers are regressed on.
+    Other numbers are regression targets.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ def column_labels(
     Raises
     ------
     UserError
-        There are no values, all are equal, all are different though they are classes, or text is to be regressed on.
+        There are no values, all are equal, all are different though they are classes, or a
+        regression target is text.
     """
     count = len(values) if count is None else count
     if not values:

@@ -8,9 +8,9 @@
 ``bids-task:A,B,...``                          the BIDS task of a recording, from consecutive windows
 ``events:A,B,...``                            the value of an event (one of these), from the window after it
 ``events-column:COLUMN[:KIND]``                a column of events.tsv, from the window after each event with a value.
-                                               Numbers are regressed on, text is classes; KIND as above
+                                               Numbers are regression targets, text is classes; KIND as above
 ``table:FILE:COLUMN[:KIND]``                   a column of a CSV or TSV file, joined on participant_id, and on session,
-                                               task, run and onset where it has them: from windows side by side, or with
+                                               task, run and onset where it has them: from consecutive windows, or with
                                                an onset from the windows after events
 ``latency:A[,B...]``                          the offset (s) at which a crop starts in the window after such an event
 ``challenge1[:OPTION,...]``                    response time in HBN-EEG's contrast-change detection. Options:

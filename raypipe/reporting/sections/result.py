@@ -63,7 +63,7 @@ def _answer_table(ensemble: Ensemble) -> Table:
     """Return nested and held-out scores of all predictors at the primary level, and differences to what is shipped."""
     metric = metric_label(ensemble.run.info.metric)
     shipped = DISTILLED if ensemble.distilled else ENSEMBLE
-    notes = {one.name: " (no EEG; not given at inference)" for one in ensemble.baselines if not one.usable}
+    notes = {one.name: " (no EEG)" for one in ensemble.baselines if not one.usable}
     notes |= {ENSEMBLE: f" ({ensemble.method})", str(ensemble.table.index[-1]): " (no EEG)"}
     rows = []
     for name, row in ensemble.table.iterrows():

@@ -56,7 +56,7 @@ def test_baselines_stand_in_the_answer_with_intervals_and_paired_differences(sim
     assert row["nested_to_shipped"] == pytest.approx(row["nested"] - ensemble.table.at["ensemble", "nested"])
     assert row["nested_to_shipped_low"] < row["nested_to_shipped"] < row["nested_to_shipped_high"]
     shown = str(result_section(simulated.run, ensemble))
-    assert "not given at inference" in shown and f"{row['nested']:.3f}\n" in shown
+    assert "ridge on age alone (no EEG)" in shown and f"{row['nested']:.3f}\n" in shown
     assert f"{ensemble.table.at['ensemble', 'nested']:.3f}" in shown
 
 
