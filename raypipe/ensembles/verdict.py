@@ -212,13 +212,17 @@ def _notes(outcome: Outcome) -> list[str]:
         )
     if is_by_subject(outcome.table):
         notes.append(
-            f"The target belongs to the subject: {n} held-out subjects are {n} data points, however many windows they "
-            "have. All scores are of one mean prediction per subject."
+            f"The target belongs to the subject: {_counted(n)}, however many windows there are. All scores are of one "
+            "mean prediction per subject."
         )
     notes += gap_note(outcome)
     if outcome.distilled:
         notes.append("The distilled network was trained on all search subjects, so it has no out-of-fold score.")
     return [*notes, *outcome.notes]
+
+
+def _counted(n: int) -> str:
+    return f"{n} held-out subjects are {n} data points" if n > 1 else "1 held-out subject is 1 data point"
 
 
 def soup_notes(
