@@ -63,6 +63,7 @@ class CrossValidation:
         max_mb: float | None = None,
         distilled: bool = False,
         device: str | None = None,
+        so_far: bool = False,
         progress: Progress | None = None,
     ) -> CrossValidation:
         """Fit and save the ensemble of every part, and score it once on the subjects that the part holds out.
@@ -71,7 +72,7 @@ class CrossValidation:
 
         Parameters
         ----------
-        top, method, max_members, max_mb, distilled, device, progress
+        top, method, max_members, max_mb, distilled, device, so_far, progress
             See `raypipe.fit_ensemble`, which also describes the errors.
 
         Returns
@@ -89,6 +90,7 @@ class CrossValidation:
             max_mb=max_mb,
             distilled=distilled,
             device=device,
+            so_far=so_far,
             progress=progress,
         )
         return self

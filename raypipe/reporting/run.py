@@ -121,13 +121,14 @@ class Run:
         max_mb: float | None = None,
         distilled: bool = False,
         device: str | None = None,
+        so_far: bool = False,
         progress: Progress | None = None,
     ) -> Ensemble:
         """Fit an ensemble with `raypipe.fit_ensemble`, and save it in the run.
 
         Parameters
         ----------
-        top, method, max_members, max_mb, distilled, device, progress
+        top, method, max_members, max_mb, distilled, device, so_far, progress
             See `raypipe.fit_ensemble`, which also describes the result and the errors.
         """
         from raypipe.ensembles.fit import fit_ensemble
@@ -140,6 +141,7 @@ class Run:
             max_mb=max_mb,
             distilled=distilled,
             device=device,
+            so_far=so_far,
             progress=progress,
         )
         fitted.save()
