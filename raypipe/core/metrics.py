@@ -205,15 +205,9 @@ def constant_prediction(
     Returns
     -------
     pred
-<<<<<<< HEAD
         Regression: the training mean, (n, 1) or of several values (n, K); for ``mae`` the median. Classification: the
         training frequencies, (n, n_classes). For a metric of predicted classes, the class that scores best if it is
         always predicted: for ``f1`` it may be a rare one.
-=======
-        Regression: the training mean, (n, 1); for ``mae`` the median. Classification: the frequencies of the
-        training classes, (n, n_classes). For a metric of predicted classes, the class that scores best if it is always
-        predicted: for ``f1`` it may be a rare one.
->>>>>>> db548e8 (Names of rows wrap in the answer's table; plainer words for regression targets and consecutive windows)
 
     Raises
     ------

@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelTable(Target):
-    """Predict a column, or several, of a table with a row for each subject or recording, from windows side by side."""
+    """Predict a column, or several, of a table with a row for each subject or recording, from consecutive windows."""
 
     file: str = ""
     columns: tuple[str, ...] = ()
