@@ -108,9 +108,11 @@ bench: $(STAMP)
 gpu:
 	$(PYTHON) -m benchmarks.gpu --out $(OUT)
 
-# The site, strict: a link or an anchor that leads nowhere fails. And the docstrings of all modules, for contributors.
+# The site, strict: a link or an anchor that leads nowhere fails, and so does a notebook. And the docstrings of all modules,
+# for contributors.
 docs: $(STAMP) $(SITE)/installed
-	$(BIN)/python docs/site.py build/pages
+	$(BIN)/python docs/notebooks.py build/notebooks
+	$(SITE)/bin/python docs/site.py build/pages build/notebooks
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet
 	$(BIN)/python docs/api.py build/api
 	@echo "build/site/index.html, build/api/index.html"

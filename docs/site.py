@@ -1,11 +1,13 @@
-"""Write the pages of the documentation's site, which mkdocs then builds: `make docs`, or `python docs/site.py OUT`.
+"""Write the pages of the documentation's site, which mkdocs then builds: `make docs`.
 
-The pages lie as in the repository, so that their links hold. One page is made: the reference of the public names.
+``python docs/site.py OUT NOTEBOOKS`` takes the notebooks that `docs/notebooks.py` has run. The pages lie as in the
+repository, so that their links hold. Made are the reference of the public names, and a page for each notebook.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 OTHERS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
 """Files of the root that are pages, or that pages have links to."""
 REFERENCE = "docs/reference.md"
+_NOTEBOOK = re.compile(r"(\bexamples/\w+)\.ipynb\b")
 
 
 def files() -> list[str]:
@@ -39,6 +42,20 @@ def reference() -> str:
     return f"# Reference\n\nThe public names of `raypipe`; [python.md](python.md) shows how they are used.\n\n{heads}\n"
 
 
+def write_notebooks(folder: Path, out: Path) -> None:
+    """Write each notebook of a folder as a page of ``examples/``, with its outputs and pictures."""
+    from nbconvert import MarkdownExporter  # in the site's environment only
+
+    for path in sorted(folder.glob("*.ipynb")):
+        text, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": f"{path.stem}_files"})
+        page = out / "examples" / f"{path.stem}.md"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text)
+        for name, content in resources["outputs"].items():
+            (page.parent / name).parent.mkdir(exist_ok=True)
+            (page.parent / name).write_bytes(content)
+
+
 def main() -> None:
     """Write the pages to the folder given as the first argument, in place of those that it has."""
     out = Path(sys.argv[1])
@@ -46,7 +63,11 @@ def main() -> None:
     for name in files():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, out / name)
+    for page in out.rglob("*.md"):
+        page.write_text(_NOTEBOOK.sub(r"\1.md", page.read_text()))
     (out / REFERENCE).write_text(reference())
+    for folder in sys.argv[2:]:
+        write_notebooks(Path(folder), out)
 
 
 if __name__ == "__main__":

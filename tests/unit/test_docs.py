@@ -163,9 +163,11 @@ def test_the_site_has_every_page_and_every_public_name(tmp_path, monkeypatch):
     pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.md")}
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     listed = re.findall(r"'([\w/.-]+\.md)'", str(config["nav"]))
-    assert sorted(listed) == sorted(pages) and config["strict"] is True
+    notebooks = {f"examples/{path.stem}.md" for path in (ROOT / "examples").glob("*.ipynb")}  # `docs/notebooks.py`
+    assert notebooks and sorted(listed) == sorted(pages | notebooks) and config["strict"] is True
     for page in pages - {"docs/reference.md"}:
-        assert (tmp_path / page).read_bytes() == (ROOT / page).read_bytes()
+        written, source = ((folder / page).read_text() for folder in (tmp_path, ROOT))
+        assert written == re.sub(r"(examples/\w+)\.ipynb", r"\1.md", source)
     assert "::: raypipe.api.sweep\n" in (tmp_path / "docs/reference.md").read_text()
 
 
