@@ -69,6 +69,8 @@ class EpochPredictions:
         n_outputs = self.predictions.shape[1]
         columns = self.predictions[:, 1:] if n_outputs > 1 and not self.are_values else self.predictions
         arrays: dict[str, Any] = {"n_outputs": np.array(n_outputs), "columns": columns}
+        if n_outputs > 1 and self.are_values:
+            arrays["are_values"] = np.array(True)
         if self.variances is not None:
             arrays["variances"] = self.variances
         return _pack(EPOCH_FORMAT, arrays)
@@ -85,9 +87,9 @@ class EpochPredictions:
         try:
             arrays = _unpack(EPOCH_FORMAT, data)
             columns, n_outputs = arrays["columns"].astype(np.float32), int(arrays["n_outputs"])
-            if columns.ndim != 2 or columns.shape[1] not in (n_outputs, max(1, n_outputs - 1)):
+            are_values = bool(arrays.get("are_values", n_outputs == 1))
+            if columns.ndim != 2 or columns.shape[1] != (n_outputs if are_values else n_outputs - 1):
                 raise ValueError(f"predictions of shape {columns.shape} and {n_outputs} outputs")
-            are_values = columns.shape[1] == n_outputs  # all of several values, not all of classes
             if not are_values:
                 columns = np.concatenate([1.0 - columns.sum(1, keepdims=True), columns], axis=1)
             return cls(columns, arrays.get("variances"), are_values)
