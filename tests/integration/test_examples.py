@@ -45,7 +45,6 @@ def test_a_notebook_runs(path, tmp_path):
     shown = texts(done)
     missing = [text for text in SHOWN[path.stem] if text not in shown]
     assert not missing, shown
-    assert not [o for cell in done.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
 
 
 def test_every_notebook_is_one_of_these():
