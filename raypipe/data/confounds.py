@@ -133,6 +133,8 @@ def without_eeg(
     target_N = table["target"].to_numpy() if classes else np.zeros(len(table), np.int64)
     counts = Counter(zip(table["subject"], target_N.tolist(), strict=True))
     found = tuple(_windows_of(number, name, counts) for number, name in enumerate(classes or [""]))
+    if "target" not in table:  # several values, each of which would need predictors of its own
+        return WithoutEeg(classes=found, predictors=())
     target_of = dict(zip(table["subject"], table["target"].tolist(), strict=True))
     columns = sorted({name for row in people.values() for name in row if is_looked_at(name)})
     cells = {name: [people.get(person, {}).get(name, "") for person in target_of] for name in columns}

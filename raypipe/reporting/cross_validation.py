@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.core.options import SweepOptions, document_options
+from raypipe.core.outputs import as_columns
 from raypipe.reporting.run import Run
 from raypipe.storage.outer_run import OuterRun
 
@@ -126,10 +127,14 @@ class CrossValidation:
         """
         import pandas as pd
 
-        pooled, names = self.scores.pooled, self.store.info.classes or ["prediction"]
+        pooled, outputs = self.scores.pooled, self.store.runs[0].info.outputs
+        names = self.store.info.classes or [f"prediction_{name}" for name in outputs] or ["prediction"]
+        targets = [f"target_{name}" for name in outputs] or ["target"]
         table = pd.DataFrame(pooled.predictions, columns=pd.Index(names))
-        for place, name in enumerate(("windows", "subjects", "parts", "targets")):
+        for place, name in enumerate(("windows", "subjects", "parts")):
             table.insert(place, name.removesuffix("s"), getattr(pooled, name))
+        for k, (name, y_N) in enumerate(zip(targets, as_columns(pooled.targets).T, strict=True)):
+            table.insert(3 + k, name, y_N)
         return table
 
     def status(self) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raypipe.core.errors import first_line
+from raypipe.core.outputs import as_columns, one_value
 from raypipe.data.accounting import Accounting
 from raypipe.data.confounds import MAX_P, PERMUTATIONS, WithoutEeg
 from raypipe.data.manifest import Manifest
@@ -84,13 +85,16 @@ def _windows(found: WithoutEeg) -> Table:
 
 def _targets(run: RunStore, windows: WindowStore) -> Table:
     """Return the distribution of a numeric target, over people where it is a person's."""
-    y, what = np.asarray(windows.targets, dtype=float), "windows"
+    y, what = as_columns(np.asarray(windows.targets, dtype=float)), "windows"
     if run.info.level == "person":
         y, what = y[np.unique(windows.subjects, return_index=True)[1]], "people"
     unit = target_unit(run.info.target)
-    numbers = [f"{value:.4g}" for value in (*np.quantile(y, [0, 0.25, 0.5, 0.75, 1]), y.mean(), y.std(ddof=1))]
+    rows = []
+    for name, y_N in zip(run.info.outputs or [""], y.T, strict=True):
+        found = (*np.quantile(y_N, [0, 0.25, 0.5, 0.75, 1]), y_N.mean(), y_N.std(ddof=1))
+        rows.append([f"{name}: {len(y)} {what}" if name else f"{len(y)} {what}", *(f"{value:.4g}" for value in found)])
     head = [f"target ({unit})", "lowest", "quartile", "median", "quartile", "highest", "mean", "SD"]
-    return Table(head, [[f"{len(y)} {what}", *numbers]])
+    return Table(head, rows)
 
 
 def _predictors(found: WithoutEeg) -> Table:
@@ -151,7 +155,7 @@ def _spectra_caption(found: Spectra, names: list[str]) -> str:
 def split_windows(run: RunStore, windows: WindowStore, manifest: Manifest) -> list[Group]:
     """Return the training windows of each class, or of each third of a numeric target; held-out ones are left out."""
     search_N = np.flatnonzero(~np.isin(windows.subjects, list(run.folds.held_out)))
-    y_N = np.asarray(windows.targets)[search_N]
+    y_N = one_value(windows.targets)[search_N]
     if manifest.classes:
         groups = [Group(name, search_N[y_N == k]) for k, name in enumerate(manifest.classes)]
         groups = [each for each in groups if len(each.windows)]
