@@ -15,7 +15,7 @@ from raypipe.backend.resources import GpuCount, max_trials_on_driver, wait_for_r
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
 from raypipe.core.stop import StopRequest
 from raypipe.data.window_store import WindowStore
-from raypipe.storage.lease import Resources
+from raypipe.storage.driver_record import Resources
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import Layout, SweepCallback
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ray.tune import Tuner
 
     from raypipe.backend.messages import SweepContext
-    from raypipe.backend.tune import RunSearch, TrialQueue
+    from raypipe.backend.trial_queue import TrialQueue
+    from raypipe.backend.tune import RunSearch
     from raypipe.backend.worker_groups import WorkerGroups
     from raypipe.core.options import SweepOptions
     from raypipe.storage.budget import Budget

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from raypipe.backend.trial_queue import DriverLease, TrialQueue
 from raypipe.core.errors import DiskFullError, LostSweepError, StorageError, UserError
 from raypipe.core.stop import StopRequest
 from raypipe.storage.journal import STUDY_NAME
 from raypipe.storage.records import State, TrialResult
 from raypipe.storage.remote import shell_quoted
-from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.failures import UNUSABLE_WORKERS, DrawError
 from raypipe.trial.requests import STOPPED, RequestDesk
@@ -50,45 +50,6 @@ _SWEEP_ERRORS: dict[str, Callable[[str], Exception]] = {
 _KINDS_WITHOUT_REASON = ("non-finite", "out-of-memory", "lost-worker")
 """Failures of these kinds are the same whatever their reasons say."""
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
-
-
-class TrialQueue(Protocol):
-    """Trials of a run as Tune needs them; `raypipe.search.study` implements it with an Optuna study."""
-
-    run: RunStore
-    parallel: int
-    """Trials that run at a time."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Return whether every trial has been handed out."""
-
-    def next(self) -> int | None:
-        """Return the number of the next trial, None if none is left."""
-
-    def put_back(self, number: int) -> None:
-        """Hand out a trial that has not ended again, before any other."""
-
-    def observe(self, number: int) -> bool:
-        """Update the study with a trial's history; return whether the trial continues."""
-
-    def close(
-        self, number: int, state: State, reason: str, failure: str | None = None, trace: str = ""
-    ) -> TrialResult | None:
-        """Record how a trial ended; return None if it is handed out again, since it has lost checkpoints."""
-
-    def awaited_end(self, number: int) -> tuple[State, str] | None:
-        """Return how a trial ends once its lost checkpoints are made again; None for any other trial."""
-
-    def enqueue_point(self, point: Mapping[str, Any], request: str) -> int:
-        """Enqueue a point once; return its trial, or raise `UserError` where it cannot be trained."""
-
-
-class DriverLease(Protocol):
-    """The driver's lease of the run."""
-
-    lost: UserError | None
-    """Set when another driver has taken over the run."""
 
 
 class RunSearch(OptunaSearch):  # type: ignore[misc]

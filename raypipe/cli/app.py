@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from raypipe.cli import cluster, data, export, inspect, project, search
+from raypipe.cli import cluster, data, export, inspect, predict, project, search
 from raypipe.cli.common import app
 from raypipe.cli.terminal import lasting_streams
 from raypipe.cli.usage_errors import UsageError, explain
@@ -25,7 +25,7 @@ WORKING = ("ensemble", "export", "predict", "report", "dashboard", "submit", "st
 CONTINUED = ("simulate", "prepare", "sweep", "resume", "rerun", "pretrain")
 """Verbs that continue from where they were interrupted; the others start over."""
 
-PANELS = [module.PANEL for module in (project, data, search, inspect, export, cluster)]
+PANELS = [module.PANEL for module in (project, data, search, inspect, export, predict, cluster)]
 app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))  # as --help lists them
 
 

@@ -9,13 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from raypipe.core.record import FrozenModel
+from raypipe.data.association import (
+    Classes,
+    area,
+    auc,
+    chi_square,
+    correlation_ratio,
+    ranks,
+    share_as_good,
+    shares,
+)
 from raypipe.recordings.tables import is_missing, parse_number
 
 if TYPE_CHECKING:
@@ -26,16 +36,10 @@ COLUMNS = ("age", "sex", "gender", "site", "center", "centre")
 WINDOWS, DURATION = "number of windows", "recorded seconds"
 MAX_P = 0.01
 """Probability by chance up to which a predictor is named as a confound."""
-PERMUTATIONS = 999
-FOLDS = 5
-"""Parts of people whose categories are judged by the others."""
 MIN_PEOPLE = 5
 """People of a class that a predictor is judged on."""
 MAX_SHOWN = 4
 """Values of a category that are shown."""
-
-Floats = NDArray[np.float64]
-Classes = NDArray[np.int64]
 
 
 def is_looked_at(column: str) -> bool:
@@ -225,11 +229,11 @@ class _Judge(_Columns):
         class_K, value_K = self._class_U[known_U], value_U[known_U]
         if not self._can_judge(class_K) or len(set(value_K.tolist())) < 2:
             return None
-        rank_K = _ranks(value_K)
+        rank_K = ranks(value_K)
         by_class = {
             label: f"median {np.median(value_K[class_K == number]):.4g}" for number, label in enumerate(self._classes)
         }
-        return self._judged(name, known_U, lambda drawn_K: _auc(rank_K, drawn_K), _auc(rank_K, class_K), by_class)
+        return self._judged(name, known_U, lambda drawn_K: auc(rank_K, drawn_K), auc(rank_K, class_K), by_class)
 
     def category(self, name: str, cells: Sequence[str]) -> Predictor | None:
         """Judge a category by its share of each class among other people; None where it cannot be judged."""
@@ -239,8 +243,8 @@ class _Judge(_Columns):
         if not self._can_judge(class_K) or not 1 < len(names) <= len(class_K) / 2:
             return None
         code_K = np.array([names.index(cell) for cell in cells if cell])
-        score_KC = _shares(code_K, class_K, len(names), len(self._classes))
-        auc = float(np.mean([_area(_ranks(score_KC[:, c]), class_K == c) for c in range(len(self._classes))]))
+        score_KC = shares(code_K, class_K, len(names), len(self._classes))
+        found = float(np.mean([area(ranks(score_KC[:, c]), class_K == c) for c in range(len(self._classes))]))
         counts = {
             label: Counter(np.array(names)[code_K[class_K == number]].tolist())
             for number, label in enumerate(self._classes)
@@ -250,7 +254,7 @@ class _Judge(_Columns):
             for label, each in counts.items()
         }
         return self._judged(
-            name, known_U, lambda drawn_K: _chi_square(code_K, drawn_K, len(names), len(self._classes)), auc, by_class
+            name, known_U, lambda drawn_K: chi_square(code_K, drawn_K, len(names), len(self._classes)), found, by_class
         )
 
     def _can_judge(self, class_K: Classes) -> bool:
@@ -264,7 +268,7 @@ class _Judge(_Columns):
         auc: float,
         by_class: dict[str, str],
     ) -> Predictor:
-        p_value = _share_as_good(statistic, self._class_U[known_U])
+        p_value = share_as_good(statistic, self._class_U[known_U])
         return Predictor(name=name, people=int(known_U.sum()), auc=auc, p_value=p_value, by_class=by_class)
 
 
@@ -280,9 +284,9 @@ class _JudgeOfValues(_Columns):
         known_U = np.isfinite(value_U)
         if not self._can_judge(known_U) or len(set(value_U[known_U].tolist())) < 2:
             return None
-        rank_K, own_K = _ranks(self._value_U[known_U]), _ranks(value_U[known_U])
+        rank_K, own_K = ranks(self._value_U[known_U]), ranks(value_U[known_U])
         r = float(np.corrcoef(rank_K, own_K)[0, 1])
-        p_value = _share_as_good(lambda drawn_K: abs(float(np.corrcoef(drawn_K, own_K)[0, 1])), rank_K)
+        p_value = share_as_good(lambda drawn_K: abs(float(np.corrcoef(drawn_K, own_K)[0, 1])), rank_K)
         return Predictor(name=name, people=int(known_U.sum()), correlation=r, p_value=p_value, by_class={})
 
     def category(self, name: str, cells: Sequence[str]) -> Predictor | None:
@@ -293,72 +297,15 @@ class _JudgeOfValues(_Columns):
             return None
         code_K = np.array([names.index(cell) for cell in cells if cell])
         value_K = self._value_U[known_U]
-        rank_K = _ranks(value_K)
+        rank_K = ranks(value_K)
         by_value = {value: f"median {np.median(value_K[code_K == code]):.4g}" for code, value in enumerate(names)}
         return Predictor(
             name=name,
             people=int(known_U.sum()),
-            correlation=_correlation_ratio(code_K, rank_K),
-            p_value=_share_as_good(lambda drawn_K: _correlation_ratio(code_K, drawn_K), rank_K),
+            correlation=correlation_ratio(code_K, rank_K),
+            p_value=share_as_good(lambda drawn_K: correlation_ratio(code_K, drawn_K), rank_K),
             by_class=dict(list(by_value.items())[:MAX_SHOWN]),
         )
 
     def _can_judge(self, known_U: NDArray[np.bool_]) -> bool:
         return int(known_U.sum()) >= 2 * MIN_PEOPLE and len(set(self._value_U[known_U].tolist())) > 1
-
-
-def _share_as_good(statistic: Callable[[NDArray[Any]], float], target_K: NDArray[Any]) -> float:
-    """Return the probability of a statistic that large by chance, from permutations of the targets."""
-    rng, observed = np.random.default_rng(0), statistic(target_K)
-    as_good = sum(statistic(rng.permutation(target_K)) >= observed - 1e-12 for _ in range(PERMUTATIONS))
-    return (1 + as_good) / (1 + PERMUTATIONS)
-
-
-def _correlation_ratio(code_K: Classes, value_K: Floats) -> float:
-    """Return the square root of the share of the variance that lies between categories."""
-    n_V, sum_V = np.bincount(code_K), np.bincount(code_K, weights=value_K)
-    mean = value_K.mean()
-    between = (n_V * (sum_V / n_V - mean) ** 2).sum()
-    return float(np.sqrt(between / ((value_K - mean) ** 2).sum()))
-
-
-def _ranks(value_K: Floats) -> Floats:
-    """Return ranks from 1 on; equal values share their mean rank."""
-    _, place_K, count_V = np.unique(value_K, return_inverse=True, return_counts=True)
-    mean_V = np.cumsum(count_V) - (count_V - 1) / 2
-    ranks: Floats = mean_V[place_K]
-    return ranks
-
-
-def _auc(rank_K: Floats, class_K: Classes) -> float:
-    """Return the mean over classes of the AUC of one against the rest, each in its better direction."""
-    found = [_area(rank_K, class_K == number) for number in np.unique(class_K)]
-    return float(np.mean([max(auc, 1 - auc) for auc in found]))
-
-
-def _area(rank_K: Floats, inside_K: NDArray[np.bool_]) -> float:
-    """Return an AUC by the sum of ranks (Mann & Whitney 1947, doi:10.1214/aoms/1177730491)."""
-    n, rest = int(inside_K.sum()), int((~inside_K).sum())
-    return float((rank_K[inside_K].sum() - n * (n + 1) / 2) / (n * rest))
-
-
-def _shares(code_K: Classes, class_K: Classes, n_codes: int, n_classes: int) -> Floats:
-    """Return for each person the share of each class among other people of the same category, fold by fold."""
-    fold_K = np.random.default_rng(0).permutation(len(code_K)) % FOLDS
-    overall_C = np.bincount(class_K, minlength=n_classes) / len(class_K)
-    score_KC = np.empty((len(code_K), n_classes))
-    for fold in range(FOLDS):
-        others_K = fold_K != fold
-        table_VC = np.zeros((n_codes, n_classes))
-        np.add.at(table_VC, (code_K[others_K], class_K[others_K]), 1)
-        share_VC = (table_VC + overall_C) / (table_VC.sum(axis=1, keepdims=True) + 1)
-        score_KC[~others_K] = share_VC[code_K[~others_K]]
-    return score_KC
-
-
-def _chi_square(code_K: Classes, class_K: Classes, n_codes: int, n_classes: int) -> float:
-    """Return Pearson's statistic of category and class."""
-    table_VC = np.zeros((n_codes, n_classes))
-    np.add.at(table_VC, (code_K, class_K), 1)
-    expected_VC = table_VC.sum(axis=1, keepdims=True) * table_VC.sum(axis=0) / table_VC.sum()
-    return float(((table_VC - expected_VC) ** 2 / expected_VC).sum())

@@ -61,7 +61,7 @@ def read_each_column(spec: str, columns: Sequence[str], kind: Kind | None, read:
     Raises
     ------
     UserError
-        Several are to be classes, one of them is no column of numbers, or nobody has a value in each.
+        Several are to be classes, one of them is no column of numbers, or no person has a value in each.
     """
     if len(columns) == 1:
         return read(columns[0])

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from raypipe.core.metrics import get_metric
 from raypipe.search.reruns import Spread, spreads
+from raypipe.storage.driver_record import DriverRecord
 from raypipe.storage.files import map_concurrently
-from raypipe.storage.lease import DriverRecord, read_lease
+from raypipe.storage.lease import read_lease
 from raypipe.storage.records import TrialRecord, TrialResult, best_epoch, read_options
 from raypipe.storage.requests import Asked, read_requests
 from raypipe.storage.run_store import RunStore

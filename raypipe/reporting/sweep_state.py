@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.metrics import get_metric
-from raypipe.storage.lease import Resources
+from raypipe.storage.driver_record import Resources
 from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
 

@@ -28,8 +28,9 @@ from raypipe.search.own_metrics import find_own_metric, metric_of
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
+from raypipe.storage.driver_record import Usage
 from raypipe.storage.files import check_names
-from raypipe.storage.lease import DRIVER_FILE, Lease, Usage, in_use_error, read_lease
+from raypipe.storage.lease import DRIVER_FILE, Lease, in_use_error, read_lease
 from raypipe.storage.records import OPTIONS_FILE, read_options, write_options
 from raypipe.storage.requests import Inbox
 from raypipe.storage.run_store import RunStore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from raypipe.storage.lease import Usage
+from raypipe.storage.driver_record import Usage
 from raypipe.storage.run_store import RunStore
 
 

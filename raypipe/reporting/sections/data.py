@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from raypipe.core.errors import first_line
 from raypipe.core.outputs import as_columns, one_value
 from raypipe.data.accounting import Accounting
-from raypipe.data.confounds import MAX_P, PERMUTATIONS, WithoutEeg
+from raypipe.data.association import PERMUTATIONS
+from raypipe.data.confounds import MAX_P, WithoutEeg
 from raypipe.data.manifest import Manifest
 from raypipe.data.preprocessing import flags
 from raypipe.data.window_store import WindowStore

@@ -21,9 +21,10 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.bundle import export_bundle
 from raypipe.search.pretrain import pretrain
 from raypipe.search.study import StudyQueue
+from raypipe.storage.driver_record import DriverRecord
 from raypipe.storage.files import open_folder, write_record
 from raypipe.storage.journal import JOURNAL_FILE, open_journal
-from raypipe.storage.lease import DRIVER_FILE, DriverRecord, Lease
+from raypipe.storage.lease import DRIVER_FILE, Lease
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from raypipe.data import confounds
+from raypipe.data import association
 from raypipe.data.confounds import DURATION, WINDOWS, without_eeg
 from raypipe.data.prepare import prepare
 from raypipe.simulation.contrast_change import simulate
@@ -56,7 +56,7 @@ def test_the_number_of_windows_that_tells_classes_apart_is_a_confound():
 
 
 def test_chance_is_named_as_often_as_it_should_be(monkeypatch):
-    monkeypatch.setattr(confounds, "PERMUTATIONS", 199)
+    monkeypatch.setattr(association, "PERMUTATIONS", 199)
     rng = np.random.default_rng(0)
     p_values = [found_of(rng.integers(1, 30, 24), np.repeat([0, 1], 12)).predictors[0].p_value for _ in range(100)]
     assert abs(np.mean(np.array(p_values) <= 0.1) - 0.1) < 0.08

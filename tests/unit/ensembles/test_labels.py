@@ -35,4 +35,4 @@ def test_units_of_targets_are_named_where_they_are_known():
 def test_class_frequencies_are_explained_only_where_they_look_worse_than_chance():
     for metric, constant in (("auc", 0.5), ("nrmse", 0.4), ("auc", float("nan"))):
         assert class_frequency_note(metric, constant) == []
-    assert "score below 0.5" in class_frequency_note("auc", 0.43)[0]
+    assert "scores below 0.5" in class_frequency_note("auc", 0.43)[0]

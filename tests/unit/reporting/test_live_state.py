@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from raypipe.reporting.live_state import LiveReader, encode_state, point_text
 from raypipe.search.requests import ask_to_stop, parse_point
 from raypipe.search.study import StudyQueue
+from raypipe.storage.driver_record import Resources
 from raypipe.storage.journal import open_journal
-from raypipe.storage.lease import Lease, Resources
+from raypipe.storage.lease import Lease
 from raypipe.storage.records import write_options
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run

@@ -8,8 +8,9 @@ import pytest
 
 from raypipe.reporting.sections.time_use import measure_time_use
 from raypipe.reporting.trial_spans import find_pauses, merge_intervals, trial_spans
+from raypipe.storage.driver_record import DriverRecord
 from raypipe.storage.files import write_record
-from raypipe.storage.lease import DRIVER_FILE, DriverRecord
+from raypipe.storage.lease import DRIVER_FILE
 from raypipe.storage.records import trial_file
 from raypipe.storage.trial_log import start_text
 from tests.support.toys import ToyWindows, add_ended, make_run
