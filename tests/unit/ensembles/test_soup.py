@@ -180,6 +180,7 @@ def test_a_soup_is_shipped_as_one_network_per_fold(siblings, tmp_path, method):
         "ensemble": True,
         "equal weights": False,
         "best single trial": False,
+        "ridge on band power": False,
         "training mean": False,
     }
     made.save()
