@@ -192,12 +192,18 @@ def _check_settings(first: str, one: WindowStore, name: str, other: WindowStore)
         ("have different kinds of targets", one.kind, other.kind),
         ("have different classes", ", ".join(one.classes), ", ".join(other.classes)),
         ("have windows of different lengths (s)", mine.window, theirs.window),
+        ("have windows at different times after their events (s)", mine.tmin, theirs.tmin),
+        ("have crops of different lengths (s)", _crop_seconds(one), _crop_seconds(other)),
     ]
     for what, own, others in facts:
         if own != others:
             raise UserError(
                 f"--data: stores {first} and {name} {what}: {own} and {others}; only preprocessing may differ"
             )
+
+
+def _crop_seconds(windows: WindowStore) -> float:
+    return round(windows.crop_samples / windows.sfreq, 2)
 
 
 def _check_labels(first: str, one: WindowStore, name: str, other: WindowStore) -> None:

@@ -20,11 +20,13 @@ def split_columns(spec: str, argument: str) -> tuple[tuple[str, ...], Kind | Non
     Raises
     ------
     UserError
-        A column is named twice.
+        A column is named twice, or one has no name.
     """
     text, kind = split_kind(argument)
     if "," not in text:
         return ((text,) if text else ()), kind
+    if not all(name.strip() for name in text.split(",")):
+        raise UserError(f"target '{spec}': a comma stands before or after no column")
     return split_names(spec, text, 1), kind
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from raypipe.core.bootstrap import MAX_CHANCE
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.labels import metric_label
-from raypipe.ensembles.outcome import Outcome, side_of
+from raypipe.ensembles.outcome import MIN_SUBJECTS, Outcome, side_of
 from raypipe.ensembles.scores import ENSEMBLE
 
 
@@ -16,7 +16,7 @@ class BaselineComparison(NamedTuple):
     """What is shipped, beside the best classical baseline."""
 
     side: int
-    """1 if what is shipped is better by an interval and worse by none; -1 if it is worse by one; else 0."""
+    """1 if what is shipped is better by an interval and worse by none; -1 if it is worse by any; else 0."""
     sentence: str
 
 
@@ -50,9 +50,12 @@ def compare_with_baseline(outcome: Outcome) -> BaselineComparison | None:
     if not pairs:
         return None
     sides = [0 if math.isnan(pair.low) else side_of(outcome.metric, pair.low, pair.high) for pair in pairs]
-    side = -1 if -1 in sides else max(sides)
+    side, disagree = min(sides) or max(sides), {1, -1} <= set(sides)
     name, shipped, label = outcome.baseline, outcome.shipped_name, metric_label(outcome.metric)
-    texts = "; ".join(pair.text(label, 1 if side > 0 else -1) for pair in pairs)
+    texts = "; ".join(pair.text(label, -1 if side < 0 and not disagree else 1) for pair in pairs)
+    if disagree:
+        found = f"Nested and held-out scores disagree on which is better, {shipped} or a classical baseline, {name}"
+        return BaselineComparison(side, f"{found}: {texts}.")
     if side > 0:
         return BaselineComparison(side, f"It is better than the best classical baseline, {name}: {texts}.")
     if side < 0:
@@ -69,6 +72,8 @@ def _pairs(outcome: Outcome) -> list[_Pair]:
     row, shipped, found = outcome.row(str(outcome.baseline)), outcome.row(outcome.shipped), []
     for where, score, to in (("nested", "nested", "nested_to_shipped"), ("held-out", "held_out", "to_shipped")):
         value, low, high = (-row[to + end] for end in ("", "_low", "_high"))
+        if where == "held-out" and outcome.held_out.units < MIN_SUBJECTS:
+            low = high = math.nan
         if not math.isnan(value):
             found.append(_Pair(where, row[score], shipped[score], value, *sorted((low, high))))
     return found

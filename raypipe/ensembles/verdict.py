@@ -42,14 +42,14 @@ def write_verdict(outcome: Outcome) -> tuple[str, list[str]]:
     """Write a few sentences on an ensemble, and notes on how to read its table.
 
     One sentence compares the ensemble with the predictor without EEG, on held-out subjects. Another compares what is
-    shipped with the best classical baseline: it is the first, unless the baseline is worse. Then the ensemble is
+    shipped with the best classical baseline: it is the first if the baseline is better. Then the ensemble is
     compared with the best single trial, and the last sentence says whether combining was worth it. "Better" means that
     the 95 % interval of the paired difference is wholly on the better side, and that a sign-flip test over subjects
     agrees. Where subjects share groups, both are over groups.
     """
     sentences = [_held_out_sentence(outcome)]
     if (baseline := compare_with_baseline(outcome)) is not None:
-        sentences.insert(1 if baseline.side > 0 else 0, baseline.sentence)
+        sentences.insert(0 if baseline.side < 0 else 1, baseline.sentence)
     if outcome.alone is not None:
         sentences.append(_alone_sentence(outcome, outcome.alone))
     elif outcome.candidates > 1 and outcome.method != "best":
@@ -203,7 +203,8 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(
             f"Without any effect, {units} such {'subjects' if units == n else 'groups'} give the clearest result in "
             f"{100 * chance:.3g} % of cases. "
-            f"A claim may be wrong in {100 * MAX_CHANCE:g} %."
+            f"A claim may be wrong in {100 * MAX_CHANCE:g} %. "
+            "With so few, intervals are approximate and probably too narrow."
         )
     if units < n:
         notes.append(

@@ -11,6 +11,7 @@ from raypipe.core.errors import UserError
 from raypipe.data.named_stores import NamedStores, window_keys
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from tests.support.records import edit_record
 from tests.support.stores import Subset, filtered, write_two_stores
 from tests.support.toys import ToyWindows, write_store
 
@@ -84,6 +85,12 @@ def test_stores_of_other_windows_are_one_line(tmp_path, places):
     longer = write_store(tmp_path / "longer", ToyWindows(spare=8))
     with pytest.raises(UserError, match="windows of different lengths"):
         open_windows({"broad": places["broad"], "longer": longer})
+    for field, value, what in (("tmin", 0.5, "at different times after their events"), ("crop_samples", 9, "crops of")):
+        other = WindowStore(write_store(tmp_path / field, ToyWindows()))
+        plan = other.manifest.plan.model_dump(mode="json") | {field: value}
+        edit_record(str(other.path), "manifest.json", {"plan": plan})
+        with pytest.raises(UserError, match=what):
+            open_windows({"broad": places["broad"], "other": str(other.path)})
     toy = ToyWindows()
     toy.subjects = np.array([f"x{name}" for name in toy.subjects])
     strangers = write_store(tmp_path / "strangers", toy)

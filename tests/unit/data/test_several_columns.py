@@ -10,6 +10,7 @@ from raypipe.core.errors import UserError
 from raypipe.data.arrays import from_arrays
 from raypipe.data.epochs import from_epochs
 from raypipe.data.prepare import prepare
+from raypipe.data.several_columns import split_columns
 from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
 from tests.support.given import simulate_windows, store_files, write_bids
@@ -161,3 +162,9 @@ def test_a_column_whose_name_has_a_comma_is_one(bids, tmp_path):
     store = prepare(bids, "participants:age, years", tmp_path / "store", window=1.0, jobs=1)
     assert store.outputs == [] and store.targets.shape == (36,)
     assert parse_target("participants:age:regression").columns == ("age",)
+
+
+@pytest.mark.parametrize("argument", ["a,", ",a", "a,,b", ",", "a,:regression"])
+def test_a_comma_beside_no_column_is_refused(argument):
+    with pytest.raises(UserError, match=f"target 'participants:{argument}': a comma stands before or after no column"):
+        split_columns(f"participants:{argument}", argument)

@@ -216,10 +216,17 @@ def test_groups_of_subjects_are_what_is_counted():
 # Beside the best classical baseline
 
 
-def beside(nested, held_out, metric="auc", **changes) -> tuple[str, list[str]]:
+def beside(nested, held_out, metric="auc", units=8, **changes) -> tuple[str, list[str]]:
     """Return verdict and notes where the baseline differs from what is shipped by these intervals."""
     row = {"held_out": 0.85, "low": 0.7, "high": 0.95, "difference_low": 0.1, "difference_high": 0.4}
-    row |= {"nested": 0.8, "nested_low": 0.75, "nested_high": 0.9, "subjects": 8, "units": 8, "smallest_chance": 0.004}
+    row |= {
+        "nested": 0.8,
+        "nested_low": 0.75,
+        "nested_high": 0.9,
+        "subjects": units,
+        "units": units,
+        "smallest_chance": 2.0**-units,
+    }
     other = row | {"nested": 0.88, "held_out": 0.91}
     for name, (low, high) in (("nested_to_shipped", nested), ("to_shipped", held_out)):
         other |= {name: (low + high) / 2, f"{name}_low": low, f"{name}_high": high}
@@ -239,17 +246,32 @@ def test_a_baseline_that_is_better_is_the_first_sentence_with_names_and_numbers(
     assert sentences(beside((-0.05, 0.17), (0.02, 0.14), alone="trial 3")[0])[0].startswith(
         "A classical baseline, ridge on x, is better than trial 3: "
     )
-    assert sentences(beside((-0.2, -0.1), (0.02, 0.1), distilled=True)[0])[0].startswith(
+    assert sentences(beside((-0.2, 0.1), (0.02, 0.1), distilled=True)[0])[0].startswith(
         "A classical baseline, ridge on x, is better than the distilled network: "
     )
 
 
-def test_a_baseline_within_noise_is_the_first_sentence():
-    first = sentences(beside((-0.02, 0.14), (-0.05, 0.17))[0])[0]
+def test_scores_that_disagree_on_a_baseline_are_the_first_sentence_with_what_is_shipped_first():
+    first = sentences(beside((-0.2, -0.1), (0.02, 0.1))[0])[0]
     assert first.startswith(
-        "No detectable difference between the ensemble and a classical baseline, ridge on x (95 % CI includes 0): "
-        "nested AUC 0.880 against 0.800"
+        "Nested and held-out scores disagree on which is better, the ensemble or a classical baseline, ridge on x: "
+        "nested AUC 0.800 against 0.880 (difference +0.150, 95 % CI +0.100 to +0.200); held-out AUC 0.850 against"
     )
+
+
+def test_a_baseline_within_noise_comes_second_and_scores_are_in_the_order_of_the_names():
+    first, second, *_ = sentences(beside((-0.02, 0.14), (-0.05, 0.17))[0])
+    assert first.startswith("On 8 held-out subjects")
+    assert second.startswith(
+        "No detectable difference between the ensemble and a classical baseline, ridge on x (95 % CI includes 0): "
+        "nested AUC 0.800 against 0.880 (difference -0.060, 95 % CI -0.140 to +0.020)"
+    )
+
+
+def test_few_held_out_subjects_are_not_compared_with_a_baseline():
+    text = beside((-0.02, 0.14), (0.02, 0.1), units=3)[0]
+    assert "held-out AUC 0.850 against 0.910 (difference -0.060, no interval)" in text
+    assert "No detectable difference between the ensemble and a classical baseline" in text
 
 
 def test_a_baseline_that_is_worse_comes_second():
