@@ -61,7 +61,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/7"] = "raypipe-ensemble/7"
+    format: Literal["raypipe-ensemble/8"] = "raypipe-ensemble/8"
     created: float
     """Unix time."""
     method: str

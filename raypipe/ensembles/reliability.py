@@ -27,7 +27,7 @@ N_BINS = 10
 MIN_PER_BIN = 5
 """Windows or people of a group."""
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-"""Promised shares of targets in the intervals of a regression."""
+"""Nominal coverages of the intervals of a regression: shares of targets that they are to contain."""
 
 
 class Estimate(FrozenModel):
@@ -53,7 +53,7 @@ class Coverage(FrozenModel):
     """Intervals around predicted values."""
 
     level: float
-    """Promised share of targets inside."""
+    """Nominal share of targets inside."""
     observed: Estimate
     width: float
     """In units of the target."""
@@ -66,8 +66,8 @@ class Reliability(FrozenModel):
     """Of classes: the second of two classes, or the most probable of more."""
     calibration_error: Estimate | None = None
     """Expected calibration error over these bins (Naeini et al. 2015): the mean distance of predicted and observed."""
-    error_before: float | None = None
-    """The same without calibration."""
+    error_before: Estimate | None = None
+    """The same without calibration, over bins of the probabilities as the networks gave them."""
     coverage: list[Coverage] = Field(default_factory=list)
     """Of values, at each of `LEVELS`."""
 
@@ -92,7 +92,7 @@ def reliability_of(like: MemberPredictions, nested_NO: NDArray[Any]) -> Reliabil
     return Reliability(
         bins=frequencies(rows.targets, rows.predictions, units),
         calibration_error=_estimate(calibration_error(equal_bins(p_N)), happened_N, p_N, units),
-        error_before=calibration_error(equal_bins(raw_N)).value(raw_happened_N, raw_N),
+        error_before=_estimate(calibration_error(equal_bins(raw_N)), raw_happened_N, raw_N, units),
     )
 
 

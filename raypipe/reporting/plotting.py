@@ -25,8 +25,6 @@ CHANCE = {
     for name, value in NO_SKILL.items()
 }
 """Score of a prediction without EEG and its label, by metric."""
-MIN_SPAN = 1 / 3
-"""Share of the way from no skill to perfect that an axis of scores shows at least."""
 CORRELATIONS: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1.0, "vmax": 1.0}
 """Colours of correlations, the same in every plot."""
 STYLE: dict[str, Any] = {
@@ -83,15 +81,15 @@ def draw_chance(axes: Axes, metric: str) -> None:
 
 
 def widen_score_axis(axes: Axes, metric: str) -> None:
-    """Widen an axis of scores to no skill and `MIN_SPAN` of what lies between that and perfect, where both are known.
+    """Widen an axis of scores to what lies between no skill and perfect, where both are known.
 
-    Differences that are small against that are noise where no interval is drawn.
+    So small differences, which are noise, look small where no interval is drawn.
     """
     found = get_metric(metric)
     perfect = found.limits[0] if found.sign > 0 else found.limits[1]
     if metric not in NO_SKILL or not np.isfinite(perfect):
         return
-    ends = [*axes.get_ylim(), NO_SKILL[metric], NO_SKILL[metric] + MIN_SPAN * (perfect - NO_SKILL[metric])]
+    ends = [*axes.get_ylim(), NO_SKILL[metric], perfect]
     axes.set_ylim(min(ends), max(ends))
 
 

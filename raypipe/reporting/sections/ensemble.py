@@ -45,8 +45,10 @@ MIN_CURVE = 3
 """Members from which the score by their number is drawn."""
 _MAX_LABELLED_MEMBERS = 12
 """Members up to which the correlations are written into the plot."""
-_LINES = {"by rank": (BLUE, "o"), "complementing": (GREEN, "s")}
-"""Colour and marker of each order of members (`Ensemble.diversity`)."""
+_LINES = {"by rank": (BLUE, "o", 7.0, "-"), "complementing": (GREEN, "s", 4.0, "--")}
+"""Colour, marker, its size and line of each order of members (`Ensemble.diversity`); both are seen if they coincide."""
+_ALIKE = 0.9
+"""Correlation of errors from which combining is said not to help much."""
 
 
 def ensemble_section(ensemble: Ensemble) -> Markup:
@@ -58,10 +60,20 @@ def ensemble_section(ensemble: Ensemble) -> Markup:
         nested=_nested_table(ensemble),
         families=_families_table(ensemble) if ensemble.families else None,
         diversity=_diversity_figure(ensemble),
-        likeness=describe_correlations(_with_family(ensemble), ensemble.diversity["correlations"]),
+        likeness=_describe_errors(ensemble),
         what="Per person" if ensemble.run.info.level == "person" else "Per window",
-        single=len(ensemble.members) == 1 and ensemble.merged is None,
+        single=_is_single(ensemble),
     )
+
+
+def _is_single(ensemble: Ensemble) -> bool:
+    """Return whether one trial is shipped alone."""
+    return len(ensemble.members) == 1 and ensemble.merged is None
+
+
+def _describe_errors(ensemble: Ensemble) -> str:
+    who = "trials" if _is_single(ensemble) else "members"
+    return describe_correlations(_with_family(ensemble), ensemble.diversity["correlations"], who)
 
 
 def _weights_figure(ensemble: Ensemble) -> FigureBlock | None:
@@ -87,6 +99,8 @@ def _weights_caption(ensemble: Ensemble) -> str:
 def _nested_table(ensemble: Ensemble) -> Table:
     rows = []
     scored: list[tuple[object, Any]] = list(ensemble.table.iterrows())
+    # Baselines choose nothing by their scores, so that nested and naive are the same number.
+    unchosen = {*(each.name for each in ensemble.baselines), str(ensemble.table.index[-1])}
     for each in ensemble.outputs:
         cells = {name: _number(cell) for name, cell in each.table[ENSEMBLE].items()}
         scored += [(f"{ENSEMBLE}: {each.name} alone", cells)] if "nested" in cells else []
@@ -97,7 +111,7 @@ def _nested_table(ensemble: Ensemble) -> Table:
                 str(name),
                 format_score(row["nested"]),
                 format_interval(row["nested_low"], row["nested_high"]),
-                format_score(row["optimism"], sign=True),
+                "" if name in unchosen else format_score(row["optimism"], sign=True),
                 f"{format_score(difference, sign=True)} ({format_interval(low, high, sign=True)})",
             ]
         )
@@ -146,8 +160,9 @@ def _diversity_figure(ensemble: Ensemble) -> FigureBlock | None:
         caption.append("Nested score by number of members, which were found on other subjects, as was their order.")
     if len(names) >= MIN_CORRELATED:
         draw = partial(error_correlations, names, found["correlations"])
-        panels.append(Panel(draw, "Correlation of the members' errors"))
-        caption.append("Correlation of the members' errors.")
+        who = "trials" if _is_single(ensemble) else "members"
+        panels.append(Panel(draw, f"Correlation of the {who}' errors"))
+        caption.append(f"Correlation of the {who}' errors.")
     return draw_figure(panels, " ".join(caption)) if panels else None
 
 
@@ -159,17 +174,21 @@ def _with_family(ensemble: Ensemble) -> list[str]:
     return [f"{name} ({model})" if model else name for name, model in pairs]
 
 
-def describe_correlations(names: Sequence[str], correlations: Sequence[Sequence[float | None]]) -> str:
-    """Return a sentence on the members whose errors are most and least alike; empty for one member."""
+def describe_correlations(
+    names: Sequence[str], correlations: Sequence[Sequence[float | None]], who: str = "members"
+) -> str:
+    """Return a sentence on the members, or trials (`who`), whose errors are most and least alike; empty for one."""
     r_MM = np.array(correlations, dtype=float)
     pairs = [(r_MM[i, j], f"{names[i]} and {names[j]}") for i in range(len(names)) for j in range(i)]
     pairs = sorted((pair for pair in pairs if np.isfinite(pair[0])), key=lambda pair: pair[0])
     if not pairs:
         return ""
     (low, least), (high, most) = pairs[0], pairs[-1]
-    rest = "Members gain most from one another where their errors correlate least."
-    if len(pairs) == 1:
-        return f"The errors of {least} correlate by {low:.2f}. {rest}"
+    if f"{low:.2f}" == f"{high:.2f}":
+        of = least if len(pairs) == 1 else f"all {who}"
+        effect = "cannot help much" if low >= _ALIKE else "helps more where this is lower"
+        return f"Errors of {of} correlate by {low:.2f}: combining them {effect}."
+    rest = f"{who.capitalize()} gain most from one another where their errors correlate least."
     return f"Errors correlate least between {least} ({low:.2f}), most between {most} ({high:.2f}). {rest}"
 
 
@@ -202,8 +221,9 @@ def score_by_size(diversity: dict[str, Any], metric: str) -> Figure:
     """
     figure, (axes,) = new_figure(4.2, 3.1)
     for name, scores in diversity["curve"].items():
-        colour, marker = _LINES[name]
-        axes.plot(range(1, len(scores) + 1), scores, color=colour, marker=marker, ms=4.5, lw=1.5, label=name)
+        colour, marker, size, line = _LINES[name]
+        x = range(1, len(scores) + 1)
+        axes.plot(x, scores, color=colour, marker=marker, ms=size, ls=line, lw=1.5, label=name)
     axes.set_xlabel("members, equally weighted")
     axes.set_ylabel(f"nested {metric_label(metric)}")
     axes.locator_params(axis="x", integer=True)

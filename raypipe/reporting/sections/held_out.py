@@ -15,18 +15,16 @@ from raypipe.core.outputs import as_columns, spread_of
 from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import target_unit
-from raypipe.ensembles.reliability import MIN_PER_BIN, Bin, frequencies
+from raypipe.ensembles.reliability import Bin, frequencies
 from raypipe.reporting.page import Panel, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, COLOUR_CYCLE, DARK, GREY, LIGHT, ORANGE, draw_legend_above, new_figure
-from raypipe.reporting.sections.reliability import event_name, plot_frequencies
+from raypipe.reporting.sections.reliability import MIN_CALIBRATED, event_name, plot_frequencies
 from raypipe.storage.records import RunInfo
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIN_CALIBRATED = 3 * MIN_PER_BIN
-"""Windows or people from which a calibration curve is drawn."""
 _MAX_VECTOR_POINTS = 400
 """Number of points above which a scatter plot is stored as pixels."""
 _MAX_NAMED_SUBJECTS = 40
@@ -92,7 +90,8 @@ def _caption(run: RunStore, shown: Shown, scores: SubjectScores) -> str:
     if run.info.kind == "classification":
         few = len(shown.targets) < MIN_CALIBRATED
         bars = "95 % intervals over people, or over the groups that they share"
-        text += f"No calibration curve: {len(shown.targets)} {shown.what} are too few. " if few else f"Bars: {bars}. "
+        none = f"No reliability curve of the held-out {shown.what}: {len(shown.targets)} are too few. "
+        text += none if few else f"Bars: {bars}. "
     if run.info.outputs:
         text += f"Predicted against true values of {', '.join(run.info.outputs)}, in this order. "
     return f"{text}Last plot: {scores.label}, for each subject."

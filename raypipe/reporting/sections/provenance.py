@@ -199,7 +199,7 @@ def _configuration(run: RunStore, number: int) -> dict[str, Any]:
     return {
         "number": number,
         "hash": run.config(number).hash(),
-        "changed": Table(["parameter", "value", "default", "over the trials"], changed, range(4)),
+        "changed": Table(["parameter", "value", "default", "over the trials"], changed, range(4), as_cards=True),
         "unchanged": Table(["parameter", "value"], unchanged, range(2)),
     }
 

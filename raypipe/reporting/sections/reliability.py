@@ -11,13 +11,24 @@ from markupsafe import Markup
 
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import target_unit
-from raypipe.ensembles.reliability import Bin, Estimate, Reliability
-from raypipe.reporting.page import Panel, Table, draw_figure, format_interval, format_score, render_template
+from raypipe.ensembles.reliability import MIN_PER_BIN, Bin, Estimate, Reliability
+from raypipe.reporting.page import (
+    FigureBlock,
+    Panel,
+    Table,
+    draw_figure,
+    format_interval,
+    format_score,
+    render_template,
+)
 from raypipe.reporting.plotting import BLUE, GREY, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+MIN_CALIBRATED = 3 * MIN_PER_BIN
+"""Windows or people from which a reliability curve is drawn, of search and of held-out subjects alike."""
 
 
 def reliability_section(ensemble: Ensemble) -> Markup:
@@ -32,21 +43,54 @@ def reliability_section(ensemble: Ensemble) -> Markup:
         draw = partial(coverage_plot, found)
         unit, person = target_unit(info.target), info.level == "person"
         caption = (
-            f"Share of {'people' if person else 'windows'} whose target is in the interval around its prediction, by "
-            "the share that the interval promises. Bars: 95 % intervals over people, "
-            "or over the groups that they share."
+            f"Observed coverage: share of search {'people' if person else 'windows'} whose target is in the interval "
+            "around its nested prediction, by the interval's nominal coverage. Bars: 95 % intervals over people, or "
+            "over the groups that they share."
         )
         figure, table = draw_figure([Panel(draw, "Coverage of intervals")], caption), _coverage_table(found, unit)
     else:
-        draw = partial(reliability_plot, found, event_name(info.classes))
-        what = "people" if info.level == "person" else "windows"
-        caption = (
-            f"Observed frequency by predicted probability, in groups of equally many {what}. Bars: 95 % intervals over "
-            "people, or over the groups that they share."
-        )
-        panels = [Panel(draw, "Reliability curve")] if len(found.bins) > 1 else []
-        figure, table = draw_figure(panels, caption), _error_table(found)
-    return render_template("reliability", figure=figure, table=table, values=bool(found.coverage))
+        figure, table = _curve(ensemble, found), _error_table(found)
+    few = "" if found.coverage else _too_few(ensemble, found)
+    effect = describe_calibration(found)
+    return render_template(
+        "reliability", figure=figure, table=table, values=bool(found.coverage), few=few, effect=effect
+    )
+
+
+def _curve(ensemble: Ensemble, found: Reliability) -> FigureBlock:
+    """Draw the reliability curve of the search subjects; nothing where there are too few."""
+    info = ensemble.run.info
+    draw = partial(reliability_plot, found, event_name(info.classes))
+    what = "people" if info.level == "person" else "windows"
+    caption = (
+        f"Search {what}, nested predictions: observed frequency by predicted probability, in groups of equally many "
+        f"{what}. Bars: 95 % intervals over people, or over the groups that they share."
+    )
+    few = len(found.bins) < 2 or _too_few(ensemble, found)
+    return draw_figure([] if few else [Panel(draw, "Reliability curve")], caption)
+
+
+def _too_few(ensemble: Ensemble, found: Reliability) -> str:
+    """Return why the search subjects have no curve; empty if they have. A row is counted once for all repeats."""
+    n = sum(each.rows for each in found.bins) // ensemble.run.folds.repeats
+    what = "people" if ensemble.run.info.level == "person" else "windows"
+    return f"No reliability curve of the search {what}: {n} are too few." if n < MIN_CALIBRATED else ""
+
+
+def describe_calibration(found: Reliability) -> str:
+    """Return a sentence where the expected calibration error is larger with calibration than without; else empty."""
+    after, before = found.calibration_error, found.error_before
+    if after is None or before is None or after.value is None or before.value is None:
+        return ""
+    if round(after.value, 3) <= round(before.value, 3):
+        return ""
+    numbers = f"expected calibration error is {format_score(after.value)} with it, {format_score(before.value)} without"
+    text = f"Calibration did not help here: the {numbers}."
+    if after.low is None or before.high is None:
+        return text
+    if after.low > before.high:
+        return f"{text} Their intervals do not overlap: it made the probabilities less reliable."
+    return f"{text} Their intervals overlap, so the difference may be chance."
 
 
 def _of_values(ensemble: Ensemble) -> Markup:
@@ -59,11 +103,13 @@ def _of_values(ensemble: Ensemble) -> Markup:
         for each in known
     ]
     names = ", ".join(each.name for each in known)
-    caption = f"Share of targets in the intervals around predictions of {names}, in this order."
+    caption = (
+        f"Observed coverage by nominal coverage, of intervals around nested predictions of {names}, in this order."
+    )
     unit = target_unit(ensemble.run.info.target)
     tables = [(each.name, _coverage_table(Reliability(coverage=each.coverage), unit)) for each in known]
     rows = [[name, *row] for name, of_value in tables for row in of_value.rows]
-    table = Table(["value", "promised", "observed share", "95 % interval", "width"], rows)
+    table = Table(["value", "nominal coverage", "observed coverage", "95 % interval", "width"], rows)
     return render_template("reliability", figure=draw_figure(panels, caption), table=table, values=True)
 
 
@@ -75,13 +121,13 @@ def _shown(estimate: Estimate) -> tuple[str, str]:
 
 def _coverage_table(found: Reliability, unit: str) -> Table:
     rows = [[f"{each.level:.0%}", *_shown(each.observed), f"{each.width:.3g} {unit}"] for each in found.coverage]
-    return Table(["promised", "observed share", "95 % interval", "width"], rows)
+    return Table(["nominal coverage", "observed coverage", "95 % interval", "width"], rows)
 
 
 def _error_table(found: Reliability) -> Table:
     error = found.calibration_error or Estimate(value=None, low=None, high=None)
-    before = np.nan if found.error_before is None else found.error_before
-    rows = [["calibrated", *_shown(error)], ["as the networks gave them", format_score(before), ""]]
+    before = found.error_before or Estimate(value=None, low=None, high=None)
+    rows = [["calibrated", *_shown(error)], ["as the networks gave them", *_shown(before)]]
     return Table(["probabilities", "expected calibration error", "95 % interval"], rows)
 
 
@@ -106,11 +152,11 @@ def plot_frequencies(axes: Axes, bins: Sequence[Bin], event: str) -> None:
 
 
 def coverage_plot(found: Reliability) -> Figure:
-    """Plot the observed share of targets in intervals by the promised one."""
+    """Plot the observed coverage of intervals by the nominal one."""
     figure, (axes,) = new_figure(3.4, 3.3)
-    axes.plot([0.4, 1], [0.4, 1], color=GREY, lw=1, label="as promised")
+    axes.plot([0.4, 1], [0.4, 1], color=GREY, lw=1, label="observed = nominal")
     _points(axes, [each.level for each in found.coverage], [each.observed for each in found.coverage])
-    axes.set(xlabel="promised share", ylabel="observed share", xlim=(0.45, 1.0), ylim=(None, 1.03))
+    axes.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0.45, 1.0), ylim=(None, 1.03))
     axes.legend(loc="upper left", fontsize=8.5, frameon=False)
     return figure
 

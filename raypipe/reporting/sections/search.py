@@ -59,7 +59,7 @@ def _score_figure(run: RunStore, results: Sequence[TrialResult], spans: Sequence
         return draw_figure(panels, f"Score of each trial ({scored}), by start order.")
     by_time = partial(scores_by_time, run, results, spans)
     panels.append(Panel(by_time, f"Out-of-fold {metric} of each trial by end time"))
-    return draw_figure(panels, f"Score of each trial ({scored}), by start order (left) and by end time (right).")
+    return draw_figure(panels, f"Score of each trial ({scored}), by start order (first) and by end time (second).")
 
 
 def _curve_figure(run: RunStore, results: Sequence[TrialResult]) -> FigureBlock | None:

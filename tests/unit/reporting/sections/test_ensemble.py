@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from raypipe.reporting.plotting import new_figure, widen_score_axis
-from raypipe.reporting.sections.ensemble import describe_correlations, ensemble_section, error_correlations
+from raypipe.reporting.sections.ensemble import (
+    _nested_table,
+    describe_correlations,
+    ensemble_section,
+    error_correlations,
+    score_by_size,
+)
 from raypipe.storage.records import Member
 
 
@@ -34,8 +40,9 @@ def test_few_members_have_few_pictures(fitted, n, images):
     text = str(ensemble_section(of_members(fitted, n)))
     assert text.count("<img") == images and "could not be drawn" not in text
     assert "A member&#39;s prediction is the mean of its 3 fold models" in text
-    assert ("Errors correlate least between" in text) == (n > 2)
-    assert ("The errors of trial 1 (conformer) and trial 0 (conformer) correlate by 0.60." in text) == (n == 2)
+    assert "Errors correlate least between" not in text, "all correlate by 0.60"
+    assert ("Errors of all members correlate by 0.60: combining them helps more" in text) == (n > 2)
+    assert ("Errors of trial 1 (conformer) and trial 0 (conformer) correlate by 0.60: combining" in text) == (n == 2)
 
 
 def test_every_plot_of_correlations_has_the_same_colours():
@@ -51,8 +58,39 @@ def test_the_most_and_the_least_alike_are_named():
     assert describe_correlations(["a"], [[1.0]]) == ""
 
 
+def test_correlations_that_look_equal_have_no_order():
+    r_MM = [[1.0, 0.999, 0.998], [0.999, 1.0, 1.0], [0.998, 1.0, 1.0]]
+    text = describe_correlations(["a", "b", "c"], r_MM, "trials")
+    assert text == "Errors of all trials correlate by 1.00: combining them cannot help much."
+    text = describe_correlations(["a", "b"], [[1.0, 0.3], [0.3, 1.0]])
+    assert text == "Errors of b and a correlate by 0.30: combining them helps more where this is lower."
+
+
+def test_one_trial_that_is_shipped_alone_is_no_member(fitted):
+    found = replace(of_members(fitted, 4), members=[Member(0)], weights=np.ones(1), merged=None)
+    text = str(ensemble_section(found))
+    assert "Errors of all trials correlate" in text and "Correlation of the trials&#39; errors" in text
+
+
+def test_baselines_choose_nothing_and_have_no_optimism(fitted):
+    table = _nested_table(fitted)
+    column = table.head.index("nested minus naive")
+    cells = {row[0]: row[column] for row in table.rows}
+    chosen = [name for name in cells if name in ("ensemble", "best single trial")]
+    assert chosen and all(cells[name] for name in chosen)
+    names = [each.name for each in fitted.baselines] + ["prior baseline"]
+    assert [cells[name] for name in names] == [""] * len(names)
+
+
+def test_two_lines_that_coincide_are_both_seen():
+    curve = {"by rank": [0.6, 0.7, 0.7], "complementing": [0.6, 0.7, 0.7]}
+    below, above = score_by_size({"curve": curve}, "auc").axes[0].get_lines()[:2]
+    assert (below.get_linestyle(), above.get_linestyle()) == ("-", "--")
+    assert below.get_markersize() > above.get_markersize()
+
+
 @pytest.mark.parametrize(
-    ("metric", "scores", "low", "high"), [("auc", (0.81, 0.815), 0.5, 0.66), ("nrmse", (0.97, 0.98), 0.67, 1.0)]
+    ("metric", "scores", "low", "high"), [("auc", (0.81, 0.815), 0.5, 1.0), ("nrmse", (0.97, 0.98), 0.0, 1.0)]
 )
 def test_an_axis_of_scores_reaches_from_no_skill(metric, scores, low, high):
     _, (axes,) = new_figure(3, 3)

@@ -64,7 +64,7 @@ def test_where_each_window_has_a_target_plots_are_of_windows(ensemble):
 def test_two_people_have_no_calibration_curve(ensemble, n):
     run, fitted = held_out_of(ensemble, 2, classes=n)
     text = str(held_out_section(run, fitted))
-    assert "Calibration of" not in text and "No calibration curve: 2 people are too few." in text
+    assert "Calibration of" not in text and "No reliability curve of the held-out people: 2 are too few." in text
     assert text.count("<img") == 3 and "could not be drawn" not in text
 
 
