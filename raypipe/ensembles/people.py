@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from raypipe.core.levels import rows_at_level
 from raypipe.core.metrics import Floats
+from raypipe.core.outputs import as_columns
 from raypipe.core.record import FrozenModel
 from raypipe.ensembles.calibration import SCALE_LIMITS, calibrate_across
 from raypipe.ensembles.oof import MemberPredictions
@@ -32,14 +33,14 @@ class People(FrozenModel):
     """People that the rest was fitted on; 0 where there are no nested predictions, as of a soup."""
     scale: Annotated[float, Field(ge=SCALE_LIMITS[0], le=SCALE_LIMITS[1])] | None = None
     """Factor of the log of a person's mean class probabilities; None for values."""
-    half_width: Annotated[float, Field(ge=0.0, le=1e30)] | None = None
-    """Half the width of a value's interval, in units of the target; None where it is unknown, or for several values."""
+    half_widths: tuple[Annotated[float, Field(ge=0.0, le=1e30)], ...] = ()
+    """Half the width of the interval of each value, in its unit and in order of the outputs; empty where unknown."""
     nominal: Annotated[float, Field(gt=0.0, lt=1.0)] = NOMINAL
 
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Self:
-        if self.scale is not None and self.half_width is not None:
-            raise ValueError("people: classes have a scale, values a half_width, and none has both")
+        if self.scale is not None and self.half_widths:
+            raise ValueError("people: classes have a scale, values half_widths, and none has both")
         return self
 
     def probabilities(self, mean_PK: NDArray[Any]) -> Floats:
@@ -57,14 +58,15 @@ def fit_people(like: MemberPredictions, nested_NO: NDArray[Any] | None) -> Peopl
 
     Of classes: temperature scaling (Guo et al. 2017, arXiv:1706.04599) of the mean of calibrated probabilities, since a
     mean of probabilities of windows is no calibrated probability of the person. Of values: the half width of split
-    conformal prediction (Lei et al. 2018, doi:10.1080/01621459.2017.1307116).
+    conformal prediction (Lei et al. 2018, doi:10.1080/01621459.2017.1307116), of each by its own errors.
 
     Parameters
     ----------
     like
         Predictions of any members for the same windows.
     nested_NO
-        Values (N, 1), or class probabilities (N, K) before they are calibrated; None where there are none.
+        Values (N, 1), or (N, K) of several, or class probabilities (N, K) before they are calibrated; None where
+        there are none.
     """
     if like.level != "person":
         return None
@@ -76,12 +78,11 @@ def fit_people(like: MemberPredictions, nested_NO: NDArray[Any] | None) -> Peopl
     n = len(np.unique(rows.subjects))
     if is_class:
         return People(n=n, scale=_fit_scale(rows.predictions, rows.targets.astype(np.int64), n))
-    if rows.targets.ndim == 2:  # intervals are of one value
-        return People(n=n)
     if n < math.ceil((n + 1) * NOMINAL):  # no error of so few people bounds this share of new ones
         return People(n=n)
-    error_R = np.abs(rows.predictions[:, 0] - rows.targets)
-    return People(n=n, half_width=conformal_half_width(error_R, NOMINAL, len(rows.targets) // n))
+    error_RK = np.abs(rows.predictions - as_columns(rows.targets))
+    repeats = len(rows.targets) // n
+    return People(n=n, half_widths=tuple(conformal_half_width(error_R, NOMINAL, repeats) for error_R in error_RK.T))
 
 
 def _fit_scale(p_RK: Floats, y_R: NDArray[np.int64], n_people: int) -> float:

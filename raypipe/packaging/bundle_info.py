@@ -50,7 +50,7 @@ class BundleInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-bundle/8"] = "raypipe-bundle/8"
+    format: Literal["raypipe-bundle/9"] = "raypipe-bundle/9"
     created: float
     """Unix time."""
     run: str
@@ -154,6 +154,8 @@ class BundleInfo(Record):
             raise ValueError("threshold: there is one for two classes only")
         if self.people is not None and (self.people.scale is not None) != (self.kind == "classification"):
             raise ValueError("people: a scale is of classes, and they need one")
+        if self.people is not None and self.people.half_widths and len(self.people.half_widths) != self.n_outputs:
+            raise ValueError(f"people: {len(self.people.half_widths)} half_widths for {self.n_outputs} outputs")
         own = re.fullmatch(r"[\w .-]{1,100}:\w{1,100}", self.metric)  # a user's, whose name alone is used
         if not own and (self.metric not in METRICS or METRICS[self.metric].kind != self.kind):
             raise ValueError(f"metric: not a metric of {self.kind}")

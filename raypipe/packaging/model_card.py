@@ -109,10 +109,14 @@ def _people(info: BundleInfo) -> str:
     if info.people is None:
         return ""
     text = " The target is the person's: `--level subject` writes a row per person"
-    if info.people.half_width is None:
+    if not info.people.half_widths:
         return f"{text}."
+    widths = [f"± {half:.3g}" for half in info.people.half_widths]
+    if info.outputs:
+        widths = [f"{width} (`{name}`)" for width, name in zip(widths, info.outputs, strict=True)]
+    kind, each = ("intervals", ", each of") if info.outputs else ("an interval", ",")
     return (
-        f"{text}, with an interval of ± {info.people.half_width:.3g}, which is to contain the target of "
+        f"{text}, with {kind} of {', '.join(widths)}{each} which is to contain the target of "
         f"{info.people.nominal:.0%} of new people (from the errors of {info.people.n} people)."
     )
 

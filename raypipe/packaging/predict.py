@@ -72,7 +72,7 @@ def predict(
     level
         `window`: one row per window. `recording`: one row per recording, the mean prediction of its windows. `subject`:
         one row per person, where the target is the person's: the mean over all windows, with probabilities that are
-        calibrated for people, or the interval of a value.
+        calibrated for people, or the interval of each value.
     subject
         Of arrays: (N,) subject of each window. Of Raws: a name, or one for each; by default the file's name or
         ``his_id`` says it. Of epochs: as for `from_epochs`; by default ``metadata:subject`` or
@@ -95,10 +95,11 @@ def predict(
         The `role` of the subject in training is `training`, `held out`, `new`, or `unknown` where no subject was named;
         predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording only,
         or where a bundle aligns subjects, on the subject's recordings. Of a person's value, `low` and `high` are an
-        interval that is to contain the target of 90 % of new people (docs/ensembles.md); they are missing where the run
-        has fewer than nine people, or no nested predictions. ``attrs["left_out"]`` says, by recording, what was not
-        predicted and why: windows with missing samples, or a file of a folder that cannot be read. Of given windows,
-        ``attrs["not_applied"]`` names the steps of preprocessing that the bundle's data had, if there are any.
+        interval that is to contain the target of 90 % of new people (docs/ensembles.md), of several values `low_NAME`
+        and `high_NAME` for each. They are missing where the run has fewer than nine people, or no nested predictions.
+        ``attrs["left_out"]`` says, by recording, what was not predicted and why: windows with missing samples, or a
+        file of a folder that cannot be read. Of given windows, ``attrs["not_applied"]`` names the steps of
+        preprocessing that the bundle's data had, if there are any.
 
     Raises
     ------

@@ -58,7 +58,7 @@ def _read_means(
         table["prediction"] = ensemble.decide(means)  # by the threshold that was chosen, and scored, on these means
         return table
     table[names] = means
-    if people.half_width is not None:
-        table["low"] = table["prediction"] - people.half_width
-        table["high"] = table["prediction"] + people.half_width
+    for name, half in zip(names if people.half_widths else (), people.half_widths, strict=True):
+        suffix = name.removeprefix("prediction")  # empty, or _NAME of one of several values
+        table[f"low{suffix}"], table[f"high{suffix}"] = table[name] - half, table[name] + half
     return table

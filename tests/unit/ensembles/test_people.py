@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -32,7 +32,7 @@ def test_an_interval_contains_the_promised_share_of_new_people():
         fitted = fit_people(*values(rng, 30))
         new, predicted = values(rng, 20)
         means = predicted[:, 0].reshape(20, 5).mean(axis=1)
-        inside += (np.abs(means - new.targets[::5]) <= fitted.half_width).tolist()
+        inside += (np.abs(means - new.targets[::5]) <= fitted.half_widths[0]).tolist()
     assert fitted.n == 30 and fitted.nominal == NOMINAL == 0.9
     assert np.mean(inside) == pytest.approx(0.9, abs=0.03)  # 28 of 31 ranks: 0.903
 
@@ -41,10 +41,24 @@ def test_an_interval_contains_the_promised_share_of_new_people():
 def test_the_half_width_is_an_error_that_enough_people_are_within(n, repeats, seed):
     like, predicted = values(np.random.default_rng(seed), n, repeats)
     fitted = fit_people(like, predicted)
-    assert fitted.n == n and (fitted.half_width is None) == (n < 9)
-    if fitted.half_width is not None:
+    assert fitted.n == n and len(fitted.half_widths) == (n >= 9)
+    for half in fitted.half_widths:
         error = np.abs((predicted[:, 0] - like.targets).reshape(repeats * n, 5).mean(axis=1))
-        assert np.mean(error <= fitted.half_width + 1e-12) >= NOMINAL
+        assert np.mean(error <= half + 1e-12) >= NOMINAL
+
+
+@settings(max_examples=25)
+@given(n=st.integers(2, 30), repeats=st.integers(1, 2), order=st.permutations(range(3)), seed=st.integers(0, 99))
+def test_each_of_several_values_has_the_half_width_it_has_alone(n, repeats, order, seed):
+    like, predicted = values(np.random.default_rng(seed), n, repeats)
+    factors = np.array([1.0, 10.0, 1.0])  # the first and the last are equal
+    several = replace(like, targets=like.targets[:, None] * factors)
+    alone, found = fit_people(like, predicted), fit_people(several, predicted * factors)
+    assert found.n == alone.n == n and len(found.half_widths) == 3 * len(alone.half_widths)
+    np.testing.assert_allclose(found.half_widths, np.outer(alone.half_widths, factors).ravel(), rtol=1e-12)
+    assert found.half_widths[::2] == 2 * alone.half_widths
+    permuted = fit_people(replace(several, targets=several.targets[:, order]), (predicted * factors)[:, order])
+    assert permuted.half_widths == tuple(found.half_widths[k] for k in order if found.half_widths)
 
 
 def classes(scale: float, n: int = 400, k: int = 2) -> tuple[MemberPredictions, np.ndarray]:
@@ -99,7 +113,7 @@ def test_targets_of_windows_have_no_people_and_a_soup_has_no_residuals():
     of_classes, _ = classes(1.0, n=10)
     assert fit_people(of_classes, None) == People(n=0, scale=1.0)
     with pytest.raises(ValidationError, match="none has both"):
-        People(n=3, scale=1.0, half_width=2.0)
+        People(n=3, scale=1.0, half_widths=(2.0,))
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=2, max_size=5), st.floats(0.05, 5.0))

@@ -109,7 +109,7 @@ def test_export_replaces_a_bundle_but_nothing_else(made, tmp_path):
         (lambda b: (b / RECORD).write_text("{"), "damaged"),
         (lambda b: change(b, metric=3), "metric: "),
         (lambda b: change(b, surprise=1), "surprise: Extra inputs"),
-        (lambda b: change(b, format="raypipe-bundle/9"), "format 'raypipe-bundle/9', expected"),
+        (lambda b: change(b, format="raypipe-bundle/0"), "format 'raypipe-bundle/0', expected"),
         (lambda b: change(b, n_outputs=5), "outputs: 0 names for regression with 5 outputs"),
         (lambda b: (b / TENSORS).unlink(), "members.safetensors is missing"),
         (lambda b: (b / TENSORS).write_bytes(b"12345"), r"members\.safetensors: damaged"),

@@ -21,7 +21,9 @@ def test_predictions_of_people_are_named_with_their_interval(classes, repeated, 
     export = export_bundle(repeated.run, repeated.ensemble(top=1), tmp_path / "people", windows=repeated.windows)
     info = load_ensemble(export).info
     assert "`--level subject` writes a row per person." in model_card(info)
-    interval = info.model_copy(update={"people": People(n=30, half_width=2.5)})
+    interval = info.model_copy(update={"people": People(n=30, half_widths=(2.5,))})
     assert "± 2.5, which is to contain the target of 90% of new people (from the errors of 30" in model_card(interval)
+    several = info.model_copy(update={"people": People(n=30, half_widths=(2.5, 4.0)), "outputs": ("age", "height")})
+    assert "intervals of ± 2.5 (`age`), ± 4 (`height`), each of which is to contain" in model_card(several)
     trials = export_bundle(classes.run, classes.ensemble(top=1), tmp_path / "trials", windows=classes.windows)
     assert "--level subject" not in model_card(load_ensemble(trials).info)

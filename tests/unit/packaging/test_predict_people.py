@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from raypipe.cli import app
 from raypipe.core.errors import UserError
@@ -53,13 +54,33 @@ def test_values_of_people_have_an_interval_of_nested_residuals(ages, tmp_path):
         ages.run.folds.held_out
     )
     table = predict(bundle, ages.windows.gather(range(96)), subject=ages.windows.subjects, unit="uV", level="subject")
-    half = bundle.info.people.half_width
-    assert half is not None and half > 0
+    (half,) = bundle.info.people.half_widths
+    assert half > 0
     np.testing.assert_allclose(table["high"] - table["prediction"], half)
     np.testing.assert_allclose(table["prediction"] - table["low"], half)
     short = LoadedEnsemble(bundle.info.model_copy(update={"people": People(n=5)}), bundle.module)
     table = predict(short, ages.windows.gather(range(8)), subject=ages.windows.subjects[:8], unit="uV", level="subject")
     assert "low" not in table and len(table) == 2
+
+
+def test_several_values_of_people_have_an_interval_each(tmp_path):
+    names = ["age", "height", "again"]
+    toy = ToyWindows(subjects=22, each=4, outputs=names)  # other signals than above, of which the hash is
+    age_N = (np.unique(toy.subjects, return_inverse=True)[1] % 7).astype(float)
+    toy.targets = np.stack([age_N, 10 * age_N, age_N], axis=1)
+    store = write_store(tmp_path / "store", toy)
+    made = finish(tmp_path, store, target="participants:age,height,again", epochs=2)
+    bundle = loaded(made, tmp_path)
+    table = predict(bundle, made.windows.gather(range(88)), subject=made.windows.subjects, unit="uV", level="subject")
+    intervals = [f"{end}_{name}" for name in names for end in ("low", "high")]
+    assert list(table.columns)[4:] == [*(f"prediction_{name}" for name in names), *intervals]
+    for name, half in zip(names, bundle.info.people.half_widths, strict=True):
+        assert half > 0
+        np.testing.assert_allclose(table[f"high_{name}"] - table[f"prediction_{name}"], half)
+        np.testing.assert_allclose(table[f"prediction_{name}"] - table[f"low_{name}"], half)
+    few = bundle.info.model_dump() | {"people": {"n": 9, "half_widths": (1.0,)}}
+    with pytest.raises(ValidationError, match="people: 1 half_widths for 3 outputs"):
+        type(bundle.info).model_validate(few)
 
 
 def test_windows_without_a_name_and_targets_of_trials_are_refused(repeated, values, tmp_path):
@@ -81,7 +102,7 @@ def test_the_command_writes_people_and_refuses_in_one_line(simulated, tmp_path, 
     )
     assert not (tmp_path / "p.csv").exists()
     found = load_ensemble(bundle)
-    of_people = found.info.model_copy(update={"people": People(n=9, half_width=0.5)})
+    of_people = found.info.model_copy(update={"people": People(n=9, half_widths=(0.5,))})
     monkeypatch.setattr(
         "raypipe.packaging.bundle.load_ensemble", lambda *_, **__: LoadedEnsemble(of_people, found.module)
     )
