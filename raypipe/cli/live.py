@@ -14,7 +14,7 @@ from raypipe.packaging.stream import table_head, table_line
 
 
 def write_windows(live: LivePredictor, out: Path | None) -> None:
-    """Write a line per window until the stream ends, Ctrl-C, or no one reads them; then a summary to standard error.
+    """Write a line per window until the stream ends, Ctrl-C, or the output is closed; then a summary to standard error.
 
     Parameters
     ----------

@@ -160,7 +160,9 @@ def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request] 
         sizes = {"n_channels": entry.spec.n_channels, "n_times": entry.spec.n_times}
         misfit = scorer_misfit(int(challenge), entry.target, **sizes, sfreq=entry.spec.sfreq)
         report.add(
-            f"challenge {challenge}: asked for", not misfit, misfit or f"{entry.target}, in the scorer's windows"
+            f"challenge {challenge}: target and windows",
+            not misfit,
+            misfit or f"{entry.target}, in the scorer's windows",
         )
     return requests
 

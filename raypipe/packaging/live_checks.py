@@ -76,8 +76,8 @@ def _notes(plan: Plan, *, is_event_locked: bool) -> list[str]:
     notes = []
     if is_event_locked:
         notes.append(
-            f"The bundle was trained on windows at events (target '{plan.target}'). Predictions of windows without an "
-            "event mean little."
+            f"The bundle was trained and scored on windows at events (target '{plan.target}'). A stream's windows are "
+            "not placed at events, so the run's scores do not apply to their predictions."
         )
     if plan.preprocessing.bads == "interpolate":
         notes.append("No channel is interpolated: a stream marks none as bad.")

@@ -1,7 +1,7 @@
 """Both halves of the challenge, from a simulated release to a scored zip; with an answer in the data, and without.
 
-What a null target is judged by: the training mean. NRMSE is 1 for the mean of the people it is scored on, which nobody
-knows; the mean of M others scores about sqrt(1 + r / M + r / N) on N people (r: the share of the targets' variance that
+What a null target is judged by: the training mean. NRMSE is 1 for the mean of the people it is scored on, which is not
+known; the mean of M others scores about sqrt(1 + r / M + r / N) on N people (r: the share of the targets' variance that
 lies between people; all of it in challenge 2), which is 1.02 to 1.07 for the few people of a test and 1.001 for the
 challenge's thousands. So "1.00 +- .02" is the ratio to what the training mean scores on the very same windows.
 """

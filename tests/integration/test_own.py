@@ -75,7 +75,7 @@ def test_from_a_network_of_ones_own_to_a_submission(tiny_bids, tiny_store, tmp_p
     submission = export_submission({1: ensemble}, tmp_path / "submission.zip", windows={1: tiny_store})
     assert not list(bundle.rglob("*.py"))
     checked = check_submission(submission, bundle=bundle)
-    assert [line.name for line in checked.failures] == ["challenge 1: asked for"], str(checked)
+    assert [line.name for line in checked.failures] == ["challenge 1: target and windows"], str(checked)
     table = predict(bundle, tiny_bids)
     predicted = load_ensemble(bundle).predict(tiny_store.gather(range(len(tiny_store))))[:, 0]
     assert np.abs(predicted[:, None] - table.prediction.to_numpy()).min(axis=1).max() < 1e-4

@@ -158,7 +158,7 @@ def test_a_package_registers_a_network(monkeypatch):
     assert parse_config({"model": {"name": "plug", "code": code}}).model.name == "plug"
 
 
-def test_a_registered_name_is_nobody_elses(monkeypatch):
+def test_a_registered_name_is_not_one_of_raypipe(monkeypatch):
     entries = [EntryPoint("tcn", "pkg.nets:Tcn", own_code.ENTRY_POINTS)]
     monkeypatch.setattr(own_code.importlib.metadata, "entry_points", lambda group: entries)
     with pytest.raises(

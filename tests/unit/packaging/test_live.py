@@ -235,7 +235,7 @@ def test_windows_at_events_are_predicted_where_every_asks_for_them_with_a_note()
     plan = plan_of(target="events:a,b", tmin=-0.2, baseline=(-0.2, 0.0))
     chunk = Chunk(samples(300), np.arange(300) / 100)
     windows = list(LivePredictor(SumEnsemble(plan), FakeSource([chunk], 100.0), every=1.0, say=said.append))
-    assert len(windows) == 3 and "trained on windows at events" in said[0]
+    assert len(windows) == 3 and "trained and scored on windows at events" in said[0] and "do not apply" in said[0]
     means_C = samples(300)[:2, :21].mean(1)
     x_CT = samples(300)[:2, :100] - means_C[:, None]
     np.testing.assert_allclose(windows[0].prediction, SumEnsemble(plan).predict(x_CT[None])[0], rtol=1e-4)

@@ -195,7 +195,7 @@ def test_a_submission_runs_programs_and_shows_the_source(ensemble, tmp_path):
     _, store, fitted = ensemble
     path = export_submission({1: fitted}, tmp_path / "submission.zip", windows={1: store})
     report = check_submission(path)
-    assert [line.name for line in report.failures] == ["challenge 1: asked for"], str(report)
+    assert [line.name for line in report.failures] == ["challenge 1: target and windows"], str(report)
     with zipfile.ZipFile(path) as archive:
         (source,) = [name for name in archive.namelist() if name.startswith("source_")]
         assert archive.read(source).decode() == NET and "own.py" not in archive.namelist()

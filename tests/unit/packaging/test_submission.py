@@ -108,7 +108,7 @@ def test_what_is_not_the_challenge_s_is_refused_and_fails_the_check(simulated, c
     ):
         export_submission(simulated.ensemble(top=1), tmp_path / "out.zip")
     (line,) = check_submission(submission).failures
-    assert line.name == "challenge 1: asked for" and "the scorer shows 129 channels x 200" in line.detail
+    assert line.name == "challenge 1: target and windows" and "the scorer shows 129 channels x 200" in line.detail
     other = export_submission({2: classes.ensemble(top=1)}, tmp_path / "2.zip", windows={2: classes.windows})
     (line,) = check_submission(other).failures
     assert line.detail == "its target is 'events:off,on', not that of challenge 2"

@@ -244,7 +244,7 @@ def test_members_of_all_families_are_shipped_as_one_module(families, tmp_path):
     np.testing.assert_allclose(answers, held.predictions, rtol=1e-5, atol=1e-5)
     zipped = export_submission({1: ensemble}, tmp_path / "submission.zip", windows={1: families.store})
     report = check_submission(zipped, bundle=bundle)
-    assert [line.name for line in report.failures] == ["challenge 1: asked for"], str(report)
+    assert [line.name for line in report.failures] == ["challenge 1: target and windows"], str(report)
 
 
 def test_out_of_fold_predictions_are_those_of_the_module(families):
