@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from raypipe.core.record import FrozenModel
 from raypipe.data.association import (
@@ -64,6 +64,8 @@ class Predictor(FrozenModel):
     """Something that is known without EEG, and how well it predicts the target."""
 
     name: str
+    value: str = ""
+    """Name of the value that it predicts, where the target has several; empty otherwise."""
     people: int
     """People of whom it is known."""
     auc: float | None = None
@@ -80,6 +82,17 @@ class Predictor(FrozenModel):
     def is_confound(self) -> bool:
         """Return whether it predicts better than chance explains."""
         return self.p_value <= MAX_P
+
+    @property
+    def label(self) -> str:
+        """Return the name, after that of the value where the target has several."""
+        return f"{self.value}: {self.name}" if self.value else self.name
+
+    @model_serializer(mode="wrap")
+    def _without_no_value(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the value's name out where the target has one value or classes."""
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.value else {name: field for name, field in fields.items() if name != "value"}
 
 
 class WithoutEeg(FrozenModel):
@@ -105,7 +118,7 @@ def _line(each: WindowsOfClass) -> str:
 def _warning(each: Predictor) -> str:
     shown = "; ".join(f"{name}: {text}" for name, text in each.by_class.items())
     if each.auc is None:
-        what = f"is correlated with the target, {each.correlation:.2f}"
+        what = f"is correlated with {each.value or 'the target'}, {each.correlation:.2f}"
     else:
         what = f"predicts the class with AUC {each.auc:.2f}"
     details = f"p {each.p_value:.3f}, {each.people} people" + (f"; {shown}" if shown else "")
@@ -120,13 +133,13 @@ def without_eeg(
 ) -> WithoutEeg:
     """Describe the windows by class, and judge what is known without EEG.
 
-    It is judged where each person has one class or one number: numbers of windows and who somebody is say nothing about
-    targets that change within a person.
+    It is judged where each person has one class or one number, and for each of several values: numbers of
+    windows and who somebody is say nothing about targets that change within a person.
 
     Parameters
     ----------
     table
-        A row per window: `subject`, `recording`, `target`.
+        A row per window: `subject`, `recording`, `target`, or ``target:NAME`` for each of several values.
     classes
         Names of the classes, of which targets are places; empty for a regression.
     durations
@@ -137,27 +150,33 @@ def without_eeg(
     target_N = table["target"].to_numpy() if classes else np.zeros(len(table), np.int64)
     counts = Counter(zip(table["subject"], target_N.tolist(), strict=True))
     found = tuple(_windows_of(number, name, counts) for number, name in enumerate(classes or [""]))
-    if "target" not in table:  # several values, each of which would need predictors of its own
-        return WithoutEeg(classes=found, predictors=())
-    target_of = dict(zip(table["subject"], table["target"].tolist(), strict=True))
+    persons = list(dict.fromkeys(table["subject"]))
     columns = sorted({name for row in people.values() for name in row if is_looked_at(name)})
-    cells = {name: [people.get(person, {}).get(name, "") for person in target_of] for name in columns}
+    cells = {name: [people.get(person, {}).get(name, "") for person in persons] for name in columns}
     known = {name: text for name in columns if (text := describe_cells(cells[name]))}
-    if len(set(zip(table["subject"], table["target"].tolist(), strict=True))) > len(target_of):
-        return WithoutEeg(classes=found, predictors=(), known=known)
-    seconds = dict.fromkeys(target_of, 0.0)
+    seconds = dict.fromkeys(persons, 0.0)
     for person, recording in dict.fromkeys(zip(table["subject"], table["recording"], strict=True)):
         seconds[person] += durations.get(recording) or np.nan
     number_of = Counter(table["subject"])
-    judge = (
-        _Judge(np.array(list(target_of.values())), tuple(classes)) if classes else _JudgeOfValues(target_of.values())
-    )
-    judged = [
-        judge.number(WINDOWS, [float(number_of[person]) for person in target_of]),
-        judge.number(DURATION, list(seconds.values())),
-    ]
-    judged += [judge.column(name, cells[name]) for name in cells]
+    judged: list[Predictor | None] = []
+    for judge in _judges(table, classes):
+        judged.append(judge.number(WINDOWS, [float(number_of[person]) for person in persons]))
+        judged.append(judge.number(DURATION, list(seconds.values())))
+        judged += [judge.column(name, cells[name]) for name in cells]
     return WithoutEeg(classes=found, predictors=tuple(each for each in judged if each is not None), known=known)
+
+
+def _judges(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[_Columns]:
+    """Yield what judges predictors of the target, or of each value, that is the same for all windows of a person."""
+    for column in table:
+        kind, _, name = str(column).partition(":")
+        if kind != "target":
+            continue
+        pairs = list(zip(table["subject"], table[column].tolist(), strict=True))
+        target_of = dict(pairs)
+        if len(set(pairs)) == len(target_of):
+            of_people = target_of.values()
+            yield _Judge(np.array(list(of_people)), tuple(classes)) if classes else _JudgeOfValues(of_people, name)
 
 
 def describe_cells(cells: Sequence[str]) -> str:
@@ -273,10 +292,10 @@ class _Judge(_Columns):
 
 
 class _JudgeOfValues(_Columns):
-    """Judge predictors of a number of people; `values` has one for each."""
+    """Judge predictors of a number of people; `values` has one for each, `value` its name if there are several."""
 
-    def __init__(self, values: Iterable[float]) -> None:
-        self._value_U = np.array(list(values), dtype=float)
+    def __init__(self, values: Iterable[float], value: str) -> None:
+        self._value_U, self._value = np.array(list(values), dtype=float), value
 
     def number(self, name: str, values: Sequence[float]) -> Predictor | None:
         """Judge a number by Spearman's correlation."""
@@ -287,7 +306,8 @@ class _JudgeOfValues(_Columns):
         rank_K, own_K = ranks(self._value_U[known_U]), ranks(value_U[known_U])
         r = float(np.corrcoef(rank_K, own_K)[0, 1])
         p_value = share_as_good(lambda drawn_K: abs(float(np.corrcoef(drawn_K, own_K)[0, 1])), rank_K)
-        return Predictor(name=name, people=int(known_U.sum()), correlation=r, p_value=p_value, by_class={})
+        n = int(known_U.sum())
+        return Predictor(name=name, value=self._value, people=n, correlation=r, p_value=p_value, by_class={})
 
     def category(self, name: str, cells: Sequence[str]) -> Predictor | None:
         """Judge a category by the correlation ratio of the target's ranks."""
@@ -301,6 +321,7 @@ class _JudgeOfValues(_Columns):
         by_value = {value: f"median {np.median(value_K[code_K == code]):.4g}" for code, value in enumerate(names)}
         return Predictor(
             name=name,
+            value=self._value,
             people=int(known_U.sum()),
             correlation=correlation_ratio(code_K, rank_K),
             p_value=share_as_good(lambda drawn_K: correlation_ratio(code_K, drawn_K), rank_K),

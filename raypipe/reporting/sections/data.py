@@ -56,7 +56,7 @@ def data_section(run: RunStore) -> Markup:
         windows=_windows(found) if found else None,
         targets=_targets(run, opened) if opened is not None and not manifest.classes else None,
         predictors=_predictors(found) if found and found.predictors else None,
-        confounds=[each.name for each in found.predictors if each.is_confound] if found else [],
+        confounds=[each.label for each in found.predictors if each.is_confound] if found else [],
         max_p=f"{MAX_P:g}",
         permutations=PERMUTATIONS,
         spectra=None if opened is None else _spectra_figure(run, opened, manifest),
@@ -102,7 +102,7 @@ def _predictors(found: WithoutEeg) -> Table:
     values = all(each.auc is None for each in found.predictors)
     rows = [
         [
-            each.name,
+            each.label,
             f"{each.people}",
             f"{each.correlation if values else each.auc:.3f}".replace("-", "−"),
             f"{each.p_value:.3f}",

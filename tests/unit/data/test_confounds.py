@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from raypipe.data import association
-from raypipe.data.confounds import DURATION, WINDOWS, without_eeg
+from raypipe.data.confounds import DURATION, WINDOWS, WithoutEeg, without_eeg
 from raypipe.data.prepare import prepare
 from raypipe.simulation.contrast_change import simulate
 
@@ -105,6 +105,20 @@ def test_prepare_judges_what_is_known_of_people(tmp_path):
     assert all(each.correlation is not None for each in of_age.predictors) and of_age.known == {}
 
 
+def test_prepare_judges_each_of_several_values(tmp_path):
+    bids = simulate(tmp_path / "bids", subjects=12, channels=2, trials=4)
+    labels = sorted(path.name for path in bids.glob("sub-*"))
+    rows = [f"{name}\t{k / 7}\t{(5 * k) % 12 / 3}\t{30 + k}" for k, name in enumerate(labels)]
+    (bids / "participants.tsv").write_text("\n".join(["participant_id\tp_factor\tattention\tage", *rows]) + "\n")
+    store = prepare(bids, "participants:p_factor,attention", tmp_path / "store", jobs=1)
+    found = store.manifest.without_eeg
+    assert found.known == {"age": "median 35.5, 30 to 41"}
+    of_age = {each.value: each.correlation for each in found.predictors if each.name == "age"}
+    assert set(of_age) == {"p_factor", "attention"} and of_age["p_factor"] == pytest.approx(1.0)
+    assert any("the age of a person is correlated with p_factor, 1.00" in line for line in found.lines())
+    assert prepare(bids, "participants:p_factor,attention", tmp_path / "store", jobs=1).is_up_to_date
+
+
 def test_a_numeric_target_gets_correlations():
     rng = np.random.default_rng(0)
     targets = rng.normal(size=40)
@@ -118,6 +132,31 @@ def test_a_numeric_target_gets_correlations():
     assert by_name["age"].is_confound and by_name["sex"].is_confound and not by_name[WINDOWS].is_confound
     assert set(by_name["sex"].by_class) == {"F", "M"}
     assert any("age of a person is correlated with the target, 0.9" in line for line in found.lines())
+
+
+def test_each_of_several_values_is_judged_as_it_is_alone():
+    rng = np.random.default_rng(0)
+    first, other = rng.normal(size=40), rng.normal(size=40)
+    ages, sites = 10 + first + 0.1 * rng.normal(size=40), np.where(other > 0, "A", "B").tolist()
+    cells = [{"age": f"{age:.3f}", "site": site} for age, site in zip(ages, sites, strict=True)]
+    counts = rng.integers(4, 9, 40)
+    table, people = table_of(counts, first)
+    alone = [found_of(counts, y.tolist(), cells=cells, classes=()) for y in (first, other)]
+    table["target:other"] = np.repeat(other, counts)
+    table["target:trial"] = rng.normal(size=len(table))  # it changes within people
+    rows = dict(zip(people, cells, strict=True))
+    found = without_eeg(table.rename(columns={"target": "target:first"}), (), {}, rows)
+    expected = [
+        each.model_copy(update={"value": name})
+        for name, of in zip(("first", "other"), alone, strict=True)
+        for each in of.predictors
+    ]
+    assert list(found.predictors) == expected and len(expected) == 6
+    assert found.known == alone[0].known and set(found.known) == {"age", "site"}
+    assert [each.label for each in found.predictors if each.is_confound] == ["first: age", "other: site"]
+    assert any("the age of a person is correlated with first, 0.9" in line for line in found.lines())
+    assert "value" not in alone[0].predictors[0].model_dump()
+    assert WithoutEeg.model_validate_json(found.model_dump_json()) == found
 
 
 def test_what_is_known_of_people_is_described_whatever_the_target():

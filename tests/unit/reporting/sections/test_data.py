@@ -93,3 +93,13 @@ def test_windows_that_cannot_be_read_leave_a_line(tmp_path, monkeypatch):
     edit_record(run.folder, "run.json", {"data": "s3://bucket/store"})
     html = data_section(RunStore.open(tmp_path / "run"))
     assert "Not shown: the windows are behind a URI" in html and "<img" not in html
+
+
+def test_predictors_of_several_values_name_the_value():
+    y = np.arange(12.0)
+    names = [f"p{k}" for k in range(12)]
+    columns = {"target:p_factor": y, "target:attention": y[::-1]}
+    table = pd.DataFrame({"subject": names, "recording": names, **columns})
+    found = without_eeg(table, (), {}, {name: {"age": f"{k}"} for k, name in enumerate(names)})
+    rows = data._predictors(found).rows
+    assert [row[:3] for row in rows] == [["p_factor: age", "12", "1.000"], ["attention: age", "12", "−1.000"]]
