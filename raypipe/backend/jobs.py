@@ -51,6 +51,10 @@ def _asked_only(url: str) -> Iterator[None]:
             os.environ[ADDRESS_VARIABLE] = before
 
 
+class NoDashboardError(UserError):
+    """No dashboard answers at an address."""
+
+
 class Job(NamedTuple):
     """A job of the cluster."""
 
@@ -72,8 +76,8 @@ class Jobs:
     Raises
     ------
     UserError
-        The address is not valid, no dashboard answers, the cluster has another version of Ray, or this machine has no
-        ``ray[default]``.
+        The address is not valid, no dashboard answers (`NoDashboardError`), the cluster has another version of Ray, or
+        this machine has no ``ray[default]``.
     """
 
     def __init__(self, address: str) -> None:
@@ -85,7 +89,7 @@ class Jobs:
             with logger_at("ray", logging.ERROR), _asked_only(url):
                 self._client = JobSubmissionClient(url)
         except ConnectionError:
-            raise UserError(
+            raise NoDashboardError(
                 f"--cluster {self.address}: no Ray dashboard answers there; reach one with "
                 "`ray dashboard cluster.yaml` or `ssh -N -L 8265:127.0.0.1:8265 HEAD`, then use "
                 "--cluster http://127.0.0.1:8265"

@@ -150,19 +150,33 @@ def stop(
 
     Epochs under way are finished, and the run is kept: raypipe resume, or the job submitted again, continues it.
     """
-    from raypipe.backend.jobs import Jobs
     from raypipe.search.requests import ask_to_end, ask_to_stop
     from raypipe.storage.run_store import RunStore
 
     if is_outer(run):
         raise UserError(f"stop {run}: an outer cross-validation; stop the part that runs, such as {run}/part-1")
     if trial is None and "/" not in run and not RunStore.exists(run):
-        Jobs(cluster).stop(run)
-        write(f"{run}: stopping")
+        _stop_job(run, cluster)
         return
     store = RunStore.open(run)
     asked = ask_to_end(store) if trial is None else ask_to_stop(store, trial)
-    print_asked(store.where, asked.describe())
+    print_asked(store, asked)
+
+
+def _stop_job(name: str, cluster: str) -> None:
+    from raypipe.backend.jobs import Jobs, NoDashboardError
+    from raypipe.core.addresses import dashboard_url, without_password
+
+    try:
+        found = Jobs(cluster)
+    except NoDashboardError:
+        address = without_password(dashboard_url(cluster))
+        raise UserError(
+            f"{name}: no run here, and no Ray dashboard at {address} to ask for a job of that name; "
+            "name the run's folder, or the dashboard with --cluster URL"
+        ) from None
+    found.stop(name)
+    write(f"{name}: stopping")
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe push demo/store s3://lab/store"))

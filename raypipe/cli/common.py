@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raypipe.core.shipped import DISTRIBUTION
 from raypipe.reporting.plain_console import PlainConsole
+
+if TYPE_CHECKING:
+    from raypipe.storage.requests import Request
+    from raypipe.storage.run_store import RunStore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -134,13 +138,14 @@ def summary_line(where: str) -> str:
     return f"{status.driver}; {len(status.rows)} of {status.planned} trials: {states or 'none'}{best}"
 
 
-def print_asked(where: str, what: str) -> None:
-    """Print that the driver of a run was asked for something, and where its answer is seen."""
+def print_asked(run: RunStore, request: Request) -> None:
+    """Print what a run was asked for, and where its driver's answer is seen, or which command takes it up."""
+    from raypipe.search.requests import next_driver
     from raypipe.storage.lease import HEARTBEAT_SECONDS
     from raypipe.storage.remote import shell_quoted
 
-    when = f"a running driver answers in about {HEARTBEAT_SECONDS:.0f} s"
-    write(f"asked to {what}; {when}: raypipe status {shell_quoted(where)}")
+    answers = f"the driver answers in about {HEARTBEAT_SECONDS:.0f} s: raypipe status {shell_quoted(run.where)}"
+    write(f"asked to {request.describe()}; {next_driver(run, request) or answers}")
 
 
 def print_advice(where: str) -> None:

@@ -225,13 +225,13 @@ def enqueue(
 ) -> None:
     """Enqueue a point of the search space as the next trial of a run.
 
-    It is one of the run's --trials. Without a driver it waits for the next.
+    It is one of the run's --trials. Where no sweep is running, the command that takes it up is printed.
     """
     from raypipe.search.requests import ask_to_enqueue
     from raypipe.storage.run_store import RunStore
 
     store = RunStore.open(run)
-    print_asked(store.where, ask_to_enqueue(store, point).describe())
+    print_asked(store, ask_to_enqueue(store, point))
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))

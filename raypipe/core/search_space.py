@@ -54,6 +54,29 @@ class _Recorder:
         return suggest
 
 
+class _LacksError(UserError):
+    """A point lacks the parameter of this name, which the space draws."""
+
+
+class _PointTrial:
+    """Wrap Optuna's trial of a fixed point, and raise `_LacksError` for a parameter that the point lacks."""
+
+    def __init__(self, fixed: Any, point: Mapping[str, Any]) -> None:
+        self._fixed, self._point = fixed, point
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._fixed, name)
+        if not name.startswith("suggest_"):
+            return found
+
+        def suggest(parameter: str, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(parameter, str) and parameter not in self._point:
+                raise _LacksError(parameter)
+            return found(parameter, *args, **kwargs)
+
+        return suggest
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """A search space: a Python file with a docstring, `START` (points that run first) and ``space(trial)``.
@@ -209,7 +232,9 @@ class SearchSpace:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # Optuna only warns about values out of range
                 fixed = optuna.trial.FixedTrial(dict(point))
-                self(fixed)
+                self(_PointTrial(fixed, point))
+        except _LacksError as error:
+            raise UserError(f"{self.name}: {name} lacks {error}, which the space draws") from None
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         except Exception as error:

@@ -22,7 +22,7 @@ from raypipe.core.errors import UserError, first_line
 from raypipe.core.text import one_line
 from raypipe.reporting.live_state import LiveReader, encode_state
 from raypipe.reporting.page import PAGE_FILE, encode_page, render_template
-from raypipe.search.requests import ask_to_end, ask_to_enqueue, ask_to_stop
+from raypipe.search.requests import ask_to_end, ask_to_enqueue, ask_to_stop, next_driver
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
 
@@ -248,6 +248,8 @@ class Handler(BaseHTTPRequestHandler):
             return _json(400, {"error": one_line(first_line(error))})
         except OSError as error:
             return _json(500, {"error": one_line(first_line(error))})
+        except Exception as error:  # the page is told of it, and goes on
+            return _json(500, {"error": f"{type(error).__name__}: {one_line(first_line(error))}"})
 
     def _body(self) -> Any:
         """Return the JSON of a request.
@@ -280,7 +282,7 @@ def _json(status: int, value: dict[str, str]) -> Reply:
 
 
 def act(run: RunStore, asked: Any) -> str:
-    """Write the request for an action of the page; return what was asked for, in words.
+    """Write the request for an action of the page; return what was asked for and, without a driver, what takes it up.
 
     Parameters
     ----------
@@ -297,16 +299,18 @@ def act(run: RunStore, asked: Any) -> str:
     """
     match asked:
         case {"action": "stop", "trial": int(number)} if number >= 0 and not isinstance(number, bool):
-            return ask_to_stop(run, number).describe()
+            request = ask_to_stop(run, number)
         case {"action": "enqueue", "point": str(point)}:
             try:
                 words = shlex.split(point)
             except ValueError as error:
                 raise UserError(f"the point: {first_line(error)}") from None
-            return ask_to_enqueue(run, words).describe()
+            request = ask_to_enqueue(run, words)
         case {"action": "end"}:
-            return ask_to_end(run).describe()
-    raise UserError("an action must be stop, enqueue or end")
+            request = ask_to_end(run)
+        case _:
+            raise UserError("an action must be stop, enqueue or end")
+    return "; ".join(filter(None, (request.describe(), next_driver(run, request))))
 
 
 def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:

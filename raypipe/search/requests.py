@@ -7,10 +7,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from raypipe.core.errors import UserError
+from raypipe.search.points import read_points
 from raypipe.storage.lease import read_lease
+from raypipe.storage.records import read_options
 from raypipe.storage.remote import shell_quoted
-from raypipe.storage.requests import Request, ask
+from raypipe.storage.requests import Request, ask, read_requests
 from raypipe.storage.run_store import RunStore
+
+MAX_ASKED = 1000
+"""Last requests among which those without an answer are counted."""
 
 
 def ask_to_stop(run: RunStore, number: int) -> Request:
@@ -61,6 +66,32 @@ def ask_to_end(run: RunStore) -> Request:
     if driver is None or not driver.alive:
         raise UserError(f"{run.where}: no sweep is running; start one with: raypipe resume {shell_quoted(run.where)}")
     return ask(run, "end", driver=driver.id)
+
+
+def next_driver(run: RunStore, request: Request) -> str:
+    """Return the command that takes up a request that was written, in words; empty where a sweep is running.
+
+    A point is one of the run's trials, so the command extends a run that has none left for it.
+    """
+    driver = read_lease(run.folder)
+    if driver is not None and driver.alive:
+        return ""
+    resume = f"raypipe resume {shell_quoted(run.where)}"
+    if request.kind == "stop-trial":
+        return f"no sweep is running; the trial stops after one more epoch of: {resume}"
+    trials, taken = read_options(run.folder, run.run_id).get("trials"), _taken(run)
+    if trials is None or taken <= trials:
+        return f"no sweep is running; it is taken up by: {resume}"
+    return f"no sweep is running, and no trial of {trials} is left; it is taken up by: {resume} --trials {taken}"
+
+
+def _taken(run: RunStore) -> int:
+    """Return the number of trials that are drawn, wait to be drawn, or are asked for."""
+    drawn = set(run.recorded())
+    waiting = [point for point in read_points(run) if point.number not in drawn]
+    asked = read_requests(run, last=MAX_ASKED)
+    pending = [each for each in asked if each.answer is None and each.request.kind == "enqueue"]
+    return max(len(drawn), len(run.space.start)) + len(waiting) + len(pending)
 
 
 def parse_point(words: Iterable[str]) -> dict[str, Any]:

@@ -263,6 +263,18 @@ def test_a_cluster_that_cannot_be_used_is_one_line(cluster, monkeypatch, capsys,
     assert status == 2 and message in line and line.count("\n") == 1
 
 
+def test_a_name_of_no_run_without_a_dashboard_is_said_to_be_no_run(cluster, monkeypatch, capsys):
+    def refuse(address):
+        raise ConnectionError
+
+    monkeypatch.setattr(sys.modules["ray.job_submission"], "JobSubmissionClient", refuse)
+    status, _, line = typed(capsys, "stop", "run_none", "--cluster", "http://user:secret@host")
+    wanted = (
+        "raypipe: error: run_none: no run here, and no Ray dashboard at http://host to ask for a job of that name; "
+    )
+    assert status == 2 and line.startswith(wanted) and line.count("\n") == 1
+
+
 def test_the_dashboard_that_is_named_is_asked_and_no_password_is_shown(cluster, monkeypatch, capsys):
     asked = []
 

@@ -76,7 +76,10 @@ def write(tmp_path, text):
         ("def space(trial):\n    return {'loss/gama': 1}\n", "did you mean 'loss/gamma'"),
         ("def space(trial):\n    trial.suggest_float('optim/lrr', 0.1, 1)\n", "did you mean 'optim/lr'"),
         ("def space(trial):\n    x = 1\n    return x.nothing\n", r"space\.py: line 3: AttributeError"),
-        ("START = [{}]\ndef space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n", r"START\[0\]"),
+        (
+            "START = [{}]\ndef space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n",
+            r"^\S+space\.py: START\[0\] lacks optim/lr, which the space draws$",
+        ),
         (
             "START = [{'optim/lr': 5}]\ndef space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n",
             r"START\[0\].*out of",

@@ -128,8 +128,18 @@ def test_an_action_needs_the_token_in_its_header(server, run):
 
 def test_actions_are_requests_in_the_run(server, run):
     status, body = post(server, {"action": "enqueue", "point": "optim/lr=0.005 sam/name=none"})
-    assert status == 200 and json.loads(body) == {"said": "asked to enqueue optim/lr=0.005 sam/name=none"}
+    said = json.loads(body)["said"]
+    assert status == 200 and said.startswith("asked to enqueue optim/lr=0.005 sam/name=none; no sweep is running; ")
     assert [asked.request.point for asked in read_requests(run)] == [{"optim/lr": 0.005, "sam/name": "none"}]
+
+
+def test_an_error_of_an_action_is_answered(server, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr(live_server, "act", fail)
+    status, body = post(server, {"action": "end"})
+    assert status == 500 and json.loads(body) == {"error": "ZeroDivisionError: a"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from raypipe.search.requests import ask_to_end, ask_to_enqueue, ask_to_stop, par
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import Lease
+from raypipe.storage.records import write_options
 from raypipe.storage.requests import Inbox, read_requests
 from tests.support.toys import ToyWindows, make_run
 
@@ -45,7 +46,7 @@ def test_what_is_wrong_is_one_line_and_is_not_written(run):
         (lambda: ask_to_enqueue(run, ["a=1", "a=2"]), "a is given twice"),
         (lambda: ask_to_enqueue(run, ["optim/lr=7", "sam/name=none"]), r"the point: toy\.py: line 4: .*out of"),
         (lambda: ask_to_enqueue(run, ["optim/lr=high", "sam/name=none"]), r"the point: "),
-        (lambda: ask_to_enqueue(run, ["optim/lr=1e-3"]), r"the point: .*sam/name"),
+        (lambda: ask_to_enqueue(run, ["optim/lr=1e-3"]), r"toy\.py: the point lacks sam/name, which the space draws$"),
         (lambda: ask_to_enqueue(run, ["optim/lr=1e-3", "sam/name=none", "x=1"]), "sets 'x', which"),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -77,8 +78,9 @@ def test_the_verbs_ask_and_status_shows_what_became_of_it(run, capsys):
     queue = StudyQueue(run, ToyWindows(), open_journal(run), trials=2)
     queue.next()
     status, text = said(capsys, "stop", run.where, "--trial", 0)
-    assert status == 0 and text.startswith(
-        "asked to stop trial 0; a running driver answers in about 5 s: raypipe status"
+    assert status == 0 and text == (
+        "asked to stop trial 0; no sweep is running; the trial stops after one more epoch of: "
+        f"raypipe resume {run.where}\n"
     )
     status, text = said(capsys, "enqueue", run.where, "optim/lr=0.001", "sam/name=none")
     assert status == 0 and "asked to enqueue optim/lr=0.001 sam/name=none" in text
@@ -96,3 +98,35 @@ def test_the_verbs_ask_and_status_shows_what_became_of_it(run, capsys):
     ):
         status, text = said(capsys, *words)
         assert status == 2 and text.startswith("raypipe: error: ") and text.count("\n") == 1
+
+
+POINT = ("optim/lr=0.001", "sam/name=none")
+
+
+def test_a_driver_that_runs_answers(run, capsys):
+    StudyQueue(run, ToyWindows(), open_journal(run), trials=2).next()
+    with Lease(run.folder, run=run.run_id):
+        for words in (("stop", run.where, "--trial", 0), ("stop", run.where), ("enqueue", run.where, *POINT)):
+            status, text = said(capsys, *words)
+            assert status == 0
+            assert text.endswith(f"; the driver answers in about 5 s: raypipe status {run.where}\n")
+
+
+def test_without_a_sweep_the_command_that_takes_a_point_up_has_a_trial_left_for_it(run, capsys):
+    write_options(run.folder, {"trials": 3}, run.run_id)
+    queue = StudyQueue(run, ToyWindows(), open_journal(run), trials=3)
+    for _ in range(2):
+        queue.close(queue.next(), "failed", "toy")
+    takes = f"it is taken up by: raypipe resume {run.where}"
+    assert said(capsys, "enqueue", run.where, *POINT)[1].endswith(f"; no sweep is running; {takes}\n")
+    for trials in (4, 5):
+        text = said(capsys, "enqueue", run.where, *POINT)[1]
+        assert text.endswith(f"; no sweep is running, and no trial of 3 is left; {takes} --trials {trials}\n")
+    inbox = Inbox(run)
+    inbox.look()
+    longer = StudyQueue(run, ToyWindows(), open_journal(run), trials=5)
+    for request, number in zip(inbox.pending(), (2, 3, 4), strict=True):
+        assert longer.enqueue_point(request.point, request.id) == number
+        inbox.answer(request, True, "enqueued")
+    text = said(capsys, "enqueue", run.where, *POINT)[1]
+    assert text.endswith("--trials 6\n"), "points that wait have trials of their own"
