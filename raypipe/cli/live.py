@@ -26,16 +26,19 @@ def write_windows(live: LivePredictor, out: Path | None) -> None:
     Raises
     ------
     UserError
-        The file exists.
+        The file exists, or the stream cannot be read any more; then after the summary.
     """
     with _opened(out) as write:
         write(table_head(live.ensemble))
         _say(live.description() + "; Ctrl-C ends it")
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             for window in live:
                 if not write(table_line(live.ensemble, window)):
                     break
-    _say(live.summary())
+        except KeyboardInterrupt:
+            pass
+        finally:
+            _say(live.summary())
 
 
 @contextlib.contextmanager

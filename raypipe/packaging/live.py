@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.core.errors import UserError
 from raypipe.data.kept_windows import Losses, kept_of
 from raypipe.data.live_reader import LiveReader
 from raypipe.data.piece_reader import PieceReader, filter_length
@@ -136,8 +137,27 @@ class LivePredictor:
         return np.array(self._delays)
 
     def __iter__(self) -> Iterator[LiveWindow]:
-        """Yield windows until the stream ends."""
-        while (chunk := self.source.pull()) is not None:
+        """Yield windows until the stream ends.
+
+        Raises
+        ------
+        UserError
+            The stream cannot be read any more; after the windows that are left.
+        """
+        failure = yield from self._read()
+        yield from self._end_stretch()
+        if failure is not None:
+            raise failure
+
+    def _read(self) -> Generator[LiveWindow, None, UserError | None]:
+        """Yield windows up to the stream's end; return the error that was the end of it, if any."""
+        while True:
+            try:
+                chunk = self.source.pull()
+            except UserError as error:
+                return error
+            if chunk is None:
+                return None
             arrived = time.perf_counter()
             if chunk.follows_loss:
                 self._stamps.restart()
@@ -149,7 +169,6 @@ class LivePredictor:
                     yield from self._after_gap()
                     self._stretch.signal.add(part)
                     yield from self._predict_ready(arrived)
-        yield from self._end_stretch()
 
     def _new_stretch(self) -> _Stretch:
         signal = LiveSignal(self.source.name, self._used)

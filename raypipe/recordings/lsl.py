@@ -59,12 +59,14 @@ class LslSource:
         self.name, self._unit, self._wait, self._say = name, unit, wait, say
         self._lsl = _import_pylsl()
         self._quiet_since: float | None = None
-        inlet = self._find(wait)
-        if inlet is None:
+        found = self._find(wait)
+        if found is None:
             others = sorted({each.name() for each in self._lsl.resolve_streams(PULL_SECONDS)})
+            if name in others:
+                raise UserError(f"stream {name}: has not described itself within {wait:g} s; start it again, or wait")
             raise UserError(f"stream {name}: none of this name within {wait:g} s; {nearest(name, others)}")
-        self._inlet: Any = inlet
-        self.channels = self._described(inlet)
+        self._inlet: Any = found[0]
+        self.channels = self._described(found[1])
 
     def pull(self) -> Chunk | None:
         """Return samples; see `SampleSource`."""
@@ -92,31 +94,36 @@ class LslSource:
         return _nothing(self.channels)
 
     def _await_return(self) -> Chunk | None:
-        self._inlet = self._find(PULL_SECONDS)
-        if self._inlet is None:
+        found = self._find(PULL_SECONDS)
+        if found is None:
             return self._nothing_yet()
-        if self._described(self._inlet) != self.channels:
+        self._inlet = found[0]
+        if self._described(found[1]) != self.channels:
             self._say(f"Stream {self.name} has returned with other channels, units or another rate: this is the end.")
             return None
         self._say(f"Stream {self.name} has returned.")
         return _nothing(self.channels, follows_loss=True)
 
-    def _find(self, seconds: float) -> Any:
-        """Return an open inlet of the stream; None if it is not found in time.
+    def _find(self, seconds: float) -> tuple[Any, Any] | None:
+        """Return an open inlet of the stream and its description; None if they are not found in time.
 
         Raises
         ------
         UserError
             Several streams have its name.
         """
-        lsl, end = self._lsl, time.monotonic() + seconds
+        end = time.monotonic() + seconds
         while True:
             left = min(PULL_SECONDS, max(0.0, end - time.monotonic()))
-            found = lsl.resolve_byprop("name", self.name, 1, left)
-            if found:
-                break
+            found = self._lsl.resolve_byprop("name", self.name, 1, left)
+            if found and (opened := self._open(found)):
+                return opened
             if time.monotonic() >= end:
                 return None
+
+    def _open(self, found: list[Any]) -> tuple[Any, Any] | None:
+        """Return an inlet and a description of the stream that was found; None if it is lost, or gives none in time."""
+        lsl = self._lsl
         found = lsl.resolve_byprop("name", self.name, 2, SECOND_SECONDS) or found  # the search ends with the first
         if len(found) > 1:
             where = ", ".join(sorted(f"{each.hostname()} ({each.source_id() or each.uid()})" for each in found))
@@ -125,11 +132,12 @@ class LslSource:
         try:
             inlet.open_stream(OPEN_SECONDS)
             inlet.time_correction(OPEN_SECONDS)  # else the first samples wait for it
+            return inlet, inlet.info(OPEN_SECONDS)
         except (lsl.util.LostError, lsl.util.TimeoutError):
+            inlet.close_stream()
             return None
-        return inlet
 
-    def _described(self, inlet: Any) -> tuple[Channel, ...]:
+    def _described(self, info: Any) -> tuple[Channel, ...]:
         """Return the channels of a stream, from the description that XDF's conventions lay down.
 
         Raises
@@ -137,7 +145,6 @@ class LslSource:
         UserError
             It has no fixed rate, holds text, or does not name every channel.
         """
-        info = inlet.info(OPEN_SECONDS)
         rate, n_channels = info.nominal_srate(), info.channel_count()
         if not 0 < rate < math.inf:
             raise UserError(f"stream {self.name}: its samples have no fixed rate, as those of markers")

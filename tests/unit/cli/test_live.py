@@ -11,6 +11,7 @@ import pytest
 
 from raypipe.cli.live import write_windows
 from raypipe.cli.terminal import LastingStream
+from raypipe.core.errors import UserError
 from raypipe.packaging.live import LivePredictor
 from raypipe.recordings.live import Chunk
 from tests.support.streams import FakeSource, SumEnsemble, plan_of
@@ -42,6 +43,27 @@ def test_ctrl_c_ends_with_a_summary_and_the_lines_so_far(tmp_path, capsys, to_fi
     lines = (out.read_text() if to_file else captured.out).splitlines()
     assert len(lines) == 5 and lines[0] == "start\tprediction\tflag" and lines[2].startswith("1.000000\t")
     assert captured.err.splitlines()[-1].startswith("4 windows predicted; 0 gaps; 99 % of the predictions within ")
+
+
+def test_a_stream_that_cannot_be_read_any_more_ends_with_what_is_left_and_a_summary(tmp_path, capsys):
+    class Failing(EndlessSource):
+        def pull(self):
+            try:
+                return super().pull()
+            except KeyboardInterrupt:
+                raise UserError("2 streams have this name") from None
+
+    def lines(name, source):
+        write_windows(live(source), tmp_path / name)
+        return (tmp_path / name).read_text()
+
+    source = EndlessSource()
+    whole = lines("whole.tsv", FakeSource([source.pull() for _ in range(8)], 100.0))
+    summary = capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(UserError, match="2 streams"):
+        lines("failed.tsv", Failing(interrupted_after=8))
+    assert (tmp_path / "failed.tsv").read_text() == whole and len(whole.splitlines()) == 5
+    assert capsys.readouterr().err.splitlines()[-1].partition(";")[0] == summary.partition(";")[0]
 
 
 def test_windows_without_a_prediction_have_a_line_with_a_flag(tmp_path):

@@ -128,6 +128,43 @@ def test_a_stream_that_stays_away_or_is_silent_has_ended(lsl, name):
     ]
 
 
+@pytest.mark.parametrize("kind", ["TimeoutError", "LostError"])
+def test_a_stream_that_does_not_describe_itself_is_not_found_yet(lsl, name, kind, monkeypatch):
+    described, failures = lsl.StreamInlet.info, []
+
+    def info(inlet, timeout):
+        if len(failures) < 2:
+            failures.append(timeout)
+            raise getattr(lsl.util, kind)("no description")
+        return described(inlet, timeout)
+
+    monkeypatch.setattr(lsl.StreamInlet, "info", info)
+    out = outlet(lsl, name, ("Cz",), 100.0)
+    said = []
+    source = LslSource(name, wait=20.0, say=said.append)
+    assert len(failures) == 2 and source.channels[0].name == "Cz"
+    del out
+    while not source.pull().follows_loss:
+        pass
+    failures.clear()
+    out = outlet(lsl, name, ("Cz",), 100.0)
+    while not source.pull().follows_loss:
+        pass
+    assert len(failures) == 2 and said[1:] == [f"Stream {name} has returned."]
+    del out
+
+
+def test_a_stream_that_never_describes_itself_is_one_line(lsl, name, monkeypatch):
+    def info(*_):
+        raise lsl.util.TimeoutError("no description")
+
+    monkeypatch.setattr(lsl.StreamInlet, "info", info)
+    out = outlet(lsl, name, ("Cz",), 100.0)
+    with pytest.raises(UserError, match=r"has not described itself within 0\.1 s"):
+        LslSource(name, wait=0.1)
+    del out
+
+
 def test_without_pylsl_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pylsl", None)
     with pytest.raises(UserError, match=r"streams need pylsl; pip install .*raypipe-eeg\[stream\]"):
