@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from raypipe.core.config import SECTIONS, TrialConfig
 from raypipe.core.errors import UserError, nearest
@@ -16,18 +17,29 @@ from raypipe.core.text import either, short_line
 
 def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[str]:
     """Return every name that a search space may set, such as ``optim/lr``; of models, those of all of them."""
-    names: list[str] = []
+    return list(_fields(model, prefix))
+
+
+def list_parameters() -> set[str]:
+    """Return the names of parameters whose default is a list, such as ``optim/betas``."""
+    return {name for name, field in _fields(TrialConfig, "").items() if isinstance(field.default, list | tuple)}
+
+
+def _fields(model: type[BaseModel], prefix: str) -> dict[str, FieldInfo]:
+    """Return the fields of parameters by name."""
+    fields: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         inner = field.annotation
         if name == "code":  # which raypipe sets
             continue
         if not prefix and name in SECTIONS:
-            names += dict.fromkeys(each for config in SECTIONS[name] for each in parameter_names(config, f"{name}/"))
+            for config in SECTIONS[name]:
+                fields |= _fields(config, f"{name}/")
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += parameter_names(inner, f"{prefix}{name}/")
+            fields |= _fields(inner, f"{prefix}{name}/")
         else:
-            names.append(prefix + name)
-    return names
+            fields[prefix + name] = field
+    return fields
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

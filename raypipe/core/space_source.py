@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from raypipe.core.errors import UserError
 from raypipe.core.own_code import distributions
+from raypipe.core.parameters import list_parameters, parameter_names
+from raypipe.core.text import short_line
 
 RANGE = {"low", "high", "log", "step"}
 """Keys of a range in a dictionary."""
@@ -130,7 +132,11 @@ def _is_installed(module: str) -> bool:
 def _text_of_dictionary(space: Mapping[str, Any]) -> str:
     points = space.get(START, [])
     draws, constants = [], []
+    no_lists = set(parameter_names()) - list_parameters()
     for name, value in _flat({key: value for key, value in space.items() if key != START}):
+        if isinstance(value, list | tuple) and name in no_lists:
+            shown = short_line(repr(list(value)))
+            raise UserError(f"{name}: a list is not a choice; to draw one of its values: {{'choices': {shown}}}")
         if (draw := _draw_of(name, value)) is None:
             constants.append(f"        {name!r}: {_literal(value, name)},\n")
         else:

@@ -131,9 +131,11 @@ class LoadedEnsemble:
             They do not.
         """
         if self.info.recipes:
+            given = ", ".join(f"{name!r}: ..." for name in self.info.recipes)
             raise UserError(
                 f"the bundle's networks take windows of stores {' and '.join(self.info.recipes)}, which are prepared "
-                f"differently: it predicts recordings, or a dictionary of windows by store; {what} takes windows of one"
+                "differently: it predicts recordings, or windows in microvolts by store with "
+                f"load_ensemble(bundle).predict({{{given}}}); {what} takes windows of one"
             )
 
     @property
@@ -233,7 +235,8 @@ class LoadedEnsemble:
             self.require_one_store("this array")
             x_NCT = {"": x_NCT}
         if set(x_NCT) != set(recipes):
-            raise UserError(f"windows of {', '.join(x_NCT) or 'no store'}: this ensemble takes {', '.join(recipes)}")
+            wanted = ", ".join(self.info.recipes) or "an array, since it has one store"
+            raise UserError(f"windows of {', '.join(x_NCT) or 'no store'}: this ensemble takes {wanted}")
         given = {name: np.asarray(x_NCT[name]) for name in recipes}
         for name, recipe in recipes.items():
             check_windows(given[name], recipe, name)

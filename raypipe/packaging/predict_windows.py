@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +94,11 @@ def predict_windows(
     UserError
         Windows do not fit the bundle, or there is none.
     """
-    ensemble.require_one_store("an array, or a set of epochs,")
+    by_store = isinstance(given, Mapping)
+    ensemble.require_one_store("raypipe.predict" if by_store else "an array, or a set of epochs,")
+    if by_store:
+        names = ", ".join(map(str, given)) or "no store"
+        raise UserError(f"windows of {names}: this bundle has one store; give an array")
     if ensemble.info.prepare.preprocessing.align:
         raise UserError("this bundle aligns the windows of each recording, so it predicts recordings only")
     left_out: defaultdict[str, Counter[str]] = defaultdict(Counter)

@@ -30,8 +30,14 @@ def oof_table(run: RunStore, number: int | None) -> pd.DataFrame:
     known = {"target": names[targets.astype(np.int64)] if classes else targets}
     if run.info.outputs:
         known = {f"target_{name}": targets[:, k] for k, name in enumerate(run.info.outputs)}
-    rows = {"window": oof.windows, "subject": np.asarray(windows.subjects)[oof.windows], **known, "fold": oof.folds}
-    table = pd.DataFrame(rows)
+    place = windows.table.iloc[oof.windows]
+    which = {
+        "window": oof.windows,
+        "recording": place["recording"].to_numpy(),
+        "onset": place["onset"].to_numpy(dtype=float),
+        "subject": np.asarray(windows.subjects)[oof.windows],
+    }
+    table = pd.DataFrame(which | known | {"fold": oof.folds})
     if classes:
         table[[f"probability_{name}" for name in classes]] = oof.predictions
         table["prediction"] = names[oof.predictions.argmax(axis=1)]

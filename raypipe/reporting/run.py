@@ -89,9 +89,12 @@ class Run:
         Returns
         -------
         pandas.DataFrame
-            One row per window, and per repeat where folds are repeated: ``window``, its number in the store;
-            ``subject``; ``target``, a value or a class; ``fold``; and ``prediction`` in target units, or
-            ``probability_CLASS`` for each class and the most probable one as ``prediction``.
+            One row per window, and per repeat where folds are repeated: ``window``, its number in the store, or where
+            the run has several stores, its number among the windows that all of them have, in the order of the first;
+            ``recording`` and ``onset`` in seconds, the same in every store to a millisecond; ``subject``; ``target``,
+            a value or a class, of several values ``target_NAME`` for each; ``fold``; ``prediction`` in target units,
+            of several values ``prediction_NAME`` for each; or ``probability_CLASS`` for each class and the most
+            probable one as ``prediction``.
 
         Raises
         ------

@@ -124,10 +124,11 @@ def test_a_run_gives_what_a_notebook_asks_for(simulated, tmp_path):
     assert list(run.trials["state"]) == ["complete"] * 3 + ["failed"]
     assert list(run.trials.columns[:3]) == ["state", "score", "optim/lr"] and "fold_0" in run.trials
     table = run.oof()
-    assert list(table.columns) == ["window", "subject", "target", "fold", "prediction"]
+    assert list(table.columns) == ["window", "recording", "onset", "subject", "target", "fold", "prediction"]
     assert table.equals(run.oof(best)) and not table.equals(run.oof(1 if best != 1 else 0))
     known = simulated.windows.table.iloc[table["window"]]
-    assert table["subject"].tolist() == known["subject"].tolist()
+    for name in ("recording", "onset", "subject"):
+        assert table[name].tolist() == known[name].tolist()
     assert table["target"].to_numpy() == pytest.approx(known["target"].to_numpy())
     assert table["fold"].tolist() == [run.store.folds.fold_of[who] for who in table["subject"]]
     assert "4 of 4 trials: 3 complete, 1 failed (1 non-finite)" in run.status()

@@ -95,6 +95,13 @@ def test_what_cannot_be_kept_is_one_line():
         ({"sam/name": {"choices": {"none", "sam"}}}, "sam/name: choices must be a list"),
         ({"optim/lr": {"low": "a", "high": 1}}, "optim/lr: low must be a number.*given 'a' and 1."),
         ({"optim/lr": {"low": 2, "high": 1}}, "optim/lr: low must be a number.*given 2 and 1."),
+        (
+            {"model/name": ["linear", "covariance"]},
+            r"^model/name: a list is not a choice; .*\{'choices': \['linear', 'covariance'\]\}$",
+        ),
+        ({"optim": {"lr": (0.1, 0.2)}}, r"^optim/lr: a list is not a choice; .*\{'choices': \[0.1, 0.2\]\}$"),
+        ({"epochs": list(range(99))}, r"^epochs: a list is not a choice; .*\.\.\.\}$"),
+        ({"data/store": ["low"]}, "^data/store: a list is not a choice"),
         ({"optim/l": 3}, "unknown parameter 'optim/l'; did you mean 'optim/lr'"),
         ({3: 3}, "names of parameters must be text such as 'optim/lr' .given 3."),
         (
@@ -106,6 +113,12 @@ def test_what_cannot_be_kept_is_one_line():
         with pytest.raises(UserError, match=message) as caught:
             load_space(wrong)
         assert "\n" not in str(caught.value)
+
+
+def test_lists_are_values_of_parameters_that_take_them():
+    config = load_space({"optim/betas": [0.8, 0.99]}).draw(1)[0]
+    assert config.optim.betas == (0.8, 0.99)
+    assert "'model/args/widths': [4, 8]" in source_of({"model/name": "nets.py:Net", "model/args/widths": [4, 8]}).text
 
 
 def test_a_dictionary_of_distributions_or_of_plain_values():

@@ -89,6 +89,15 @@ def test_wrong_windows_are_refused(made):
         loaded.predict(x_NCT[:1], batch_size=0)
 
 
+def test_windows_by_store_are_refused_where_there_is_one_store(made):
+    loaded = load_ensemble(made[2])
+    x_NCT = made[0].windows.gather(range(2))
+    with pytest.raises(
+        UserError, match=r"^windows of low, high: this ensemble takes an array, since it has one store$"
+    ):
+        loaded.predict({"low": x_NCT, "high": x_NCT})
+
+
 def test_export_replaces_a_bundle_but_nothing_else(made, tmp_path):
     finished, ensemble, _ = made
     for _ in range(2):

@@ -68,6 +68,11 @@ def test_arrays_are_predicted_as_the_windows_of_the_store(run, bundle, tmp_path)
     np.testing.assert_allclose(expected[held.windows], held.predictions, rtol=1e-4)
 
 
+def test_windows_by_store_are_refused_where_there_is_one_store(bundle):
+    with pytest.raises(raypipe.UserError, match=r"^windows of low: this bundle has one store; give an array$"):
+        raypipe.predict(bundle, {"low": WINDOWS.X})
+
+
 def test_every_way_of_giving_windows_gives_the_same_predictions(bundle, tmp_path):
     expected = raypipe.predict(bundle, WINDOWS.X, subject=WINDOWS.subject)
     numbers = ["probability_left", "probability_right"]

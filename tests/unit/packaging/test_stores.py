@@ -96,6 +96,12 @@ def test_windows_of_one_store_are_refused_in_one_line(bundle):
         loaded.predict(x)
     with pytest.raises(UserError, match="an array, or a set of epochs, takes windows of one"):
         predict(loaded, x)
+    by_store = r"windows in microvolts by store with load_ensemble\(bundle\).predict\(\{'broad': ..., 'low': ...\}\)"
+    for given in (x, {"low": x, "broad": x}):
+        with pytest.raises(UserError, match=f"it predicts recordings, or {by_store};"):
+            predict(loaded, given)
+    with pytest.raises(UserError, match=r"; raypipe\.predict takes windows of one"):
+        predict(loaded, {"low": x, "broad": x})
     with pytest.raises(UserError, match="a stream takes windows of one"):
         stream(loaded, "EEG")
     with pytest.raises(UserError, match="windows of low: this ensemble takes broad, low"):

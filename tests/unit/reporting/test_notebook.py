@@ -17,6 +17,8 @@ from raypipe.reporting import notebook
 from raypipe.reporting.notebook import NotebookProgress, ReportFile, cell
 from raypipe.reporting.progress_lines import PrintProgress
 
+WHICH = ["window", "recording", "onset", "subject"]
+
 
 def test_a_run_its_ensemble_and_its_report_show_themselves_without_other_files(classes, tmp_path):
     run = raypipe.Run(shutil.copytree(classes.run.local, tmp_path / "run"))
@@ -38,7 +40,7 @@ def test_out_of_fold_tables_of_classes_have_their_names(repeated):
     table = run.oof()
     names = repeated.run.info.classes
     columns = [f"probability_{name}" for name in names]
-    assert list(table.columns) == ["window", "subject", "target", "fold", *columns, "prediction"]
+    assert list(table.columns) == [*WHICH, "target", "fold", *columns, "prediction"]
     assert len(table) == 2 * table["window"].nunique(), "a row in each repeat"
     np.testing.assert_allclose(table[columns].sum(axis=1), 1, rtol=1e-5)
     most = [names[k] for k in table[columns].to_numpy().argmax(axis=1)]
