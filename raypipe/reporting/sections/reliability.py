@@ -110,7 +110,9 @@ def _of_values(ensemble: Ensemble) -> Markup:
     tables = [(each.name, _coverage_table(Reliability(coverage=each.coverage), unit)) for each in known]
     rows = [[name, *row] for name, of_value in tables for row in of_value.rows]
     table = Table(["value", "nominal coverage", "observed coverage", "95 % interval", "width"], rows)
-    return render_template("reliability", figure=draw_figure(panels, caption), table=table, values=True)
+    return render_template(
+        "reliability", figure=draw_figure(panels, caption), table=table, values=True, few="", effect=""
+    )
 
 
 def _shown(estimate: Estimate) -> tuple[str, str]:
