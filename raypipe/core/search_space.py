@@ -132,8 +132,8 @@ class SearchSpace:
         points = [dict(point) for point in self._module.get("START", [])]
         if not self.stores:
             return points
-        dealt = itertools.cycle(self.stores)
-        return [point if STORE in point else self._with_store(point, next(dealt)) for point in points]
+        stores = itertools.cycle(self.stores)
+        return [point if STORE in point else self._with_store(point, next(stores)) for point in points]
 
     def _with_store(self, point: dict[str, Any], name: str) -> dict[str, Any]:
         """Return a point with a store, unless the space sets it to a constant."""

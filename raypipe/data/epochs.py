@@ -270,14 +270,19 @@ def _labels(parts: list[Part], subjects: list[str], wanted: TargetSpec) -> tuple
         return read_labels(np.array(rows, object), subjects, wanted.kind, what, wanted.columns)
     y = [value for part in parts for value in part.values(wanted.columns[0] if wanted.columns else "")]
     if wanted.events:
-        absent = [name for name in wanted.events if name not in y]
-        if absent:
-            raise UserError(f"{what}: no epoch of event '{absent[0]}'; {nearest(absent[0], _all_events(parts))}")
-        place = {name: float(number) for number, name in enumerate(wanted.events)}
-        return Labels("classification", wanted.events), np.array([place[name] for name in y])
+        return _event_labels(parts, wanted, y)
     if wanted.columns and all(isinstance(value, Real) and not isinstance(value, bool) for value in y):
         y = [float(value) for value in y]  # whole numbers of a column are values, as in participants.tsv
     return read_labels(y, subjects, wanted.kind, what)
+
+
+def _event_labels(parts: list[Part], wanted: TargetSpec, y: list[Any]) -> tuple[Labels, NDArray[np.float64]]:
+    absent = [name for name in wanted.events if name not in y]
+    if absent:
+        known = nearest(absent[0], _all_events(parts))
+        raise UserError(f"target '{wanted.spec}': no epoch of event '{absent[0]}'; {known}")
+    place = {name: float(number) for number, name in enumerate(wanted.events)}
+    return Labels("classification", wanted.events), np.array([place[name] for name in y])
 
 
 def _all_events(parts: list[Part]) -> list[str]:

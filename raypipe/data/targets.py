@@ -24,7 +24,7 @@
 =============================================  =====================================================================
 
 ``participants``, ``events-column`` and ``table`` take several columns of numbers, separated by commas: a regression of
-several values, which leaves out whoever lacks one of them.
+several values, which leaves out people or windows that lack one of them.
 
 To add a target, write a subclass of `Target` with `segment` and, if the targets' kind or classes depend on the data,
 `read_labels`. Add it to `TARGETS`.

@@ -91,7 +91,7 @@ class Notifier(AbstractContextManager["Notifier"]):
             try:
                 return one_line(self._summary())
             except Exception:
-                return "ended"
+                return "ended; its state could not be read"
         if isinstance(error, InterruptedSweepError | KeyboardInterrupt):
             return f"stopped before its end; {resume}"
         kind = "" if isinstance(error, UserError | OSError) else f"{type(error).__name__}: "

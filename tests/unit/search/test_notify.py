@@ -126,7 +126,7 @@ def test_a_state_that_cannot_be_read_is_no_reason_for_no_message(listener, notif
 
     with notifier(listener.address, summary=broken):
         pass
-    assert listener.messages[0]["message"] == "ended"
+    assert listener.messages[0]["message"] == "ended; its state could not be read"
 
 
 def test_bad_addresses_and_a_missing_package_are_one_line_without_the_address(notifier, monkeypatch):
