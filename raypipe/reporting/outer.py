@@ -27,7 +27,7 @@ from raypipe.reporting.page import (
     save_page,
     use_minus_signs,
 )
-from raypipe.reporting.plotting import BLUE, DARK, LIGHT, ORANGE, draw_legend_above, new_figure
+from raypipe.reporting.plotting import BLUE, DARK, LIGHT, ORANGE, PAPER, draw_legend_above, new_figure
 from raypipe.reporting.sections.held_out import value_panels
 from raypipe.reporting.status import Status, read_status
 from raypipe.storage.outer_run import OuterRun
@@ -200,7 +200,7 @@ def scores_by_part(scores: OuterScores, metric: str) -> Figure:
     table = scores.by_part
     figure, (axes,) = new_figure(float(np.clip(0.5 * len(table) + 2.0, 4.2, 8.4)), 3.6)
     axes.vlines(table.index, table["constant"], table["score"], color=LIGHT, lw=1.2)
-    axes.plot(table.index, table["constant"], "o", mfc="white", mec=ORANGE, ms=6, label="without EEG")
+    axes.plot(table.index, table["constant"], "o", mfc=PAPER, mec=ORANGE, ms=6, label="without EEG")
     axes.plot(table.index, table["score"], "o", color=BLUE, ms=6, label="ensemble")
     axes.axhline(scores.score, color=DARK, lw=1, ls="--", label="all subjects")
     axes.set_xticks(table.index)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from raypipe.core.errors import first_line
-from raypipe.reporting.plotting import svg_data_uri
+from raypipe.reporting.plotting import inline_svg
 from raypipe.storage.files import Folder, open_folder
 from raypipe.storage.remote import without_settings
 
@@ -40,11 +40,9 @@ class Panel(NamedTuple):
 class Image:
     """A drawn plot."""
 
-    uri: str
-    alt: str
+    svg: Markup
     width: int
-    """Pixels, as ``height``."""
-    height: int
+    """Pixels."""
 
     @property
     def wide(self) -> bool:
@@ -85,12 +83,11 @@ def draw_figure(panels: Sequence[Panel | tuple[Callable[[], Figure], str]], capt
     for draw, alt in panels:
         try:
             figure = draw()
-            uri = svg_data_uri(figure)
+            svg = inline_svg(figure, alt)
         except Exception as error:
             failures.append(f"{alt}: this plot could not be drawn ({type(error).__name__}: {first_line(error)}).")
             continue
-        width, height = (round(96 * inches) for inches in figure.get_size_inches())
-        images.append(Image(uri, alt, width, height))
+        images.append(Image(svg, round(96 * figure.get_size_inches()[0])))
     return FigureBlock(images, caption, failures)
 
 

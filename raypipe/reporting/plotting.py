@@ -1,13 +1,15 @@
-"""Set the style of all plots, legible in print and with colour vision deficiency, and export them as SVG."""
+"""Set the style of all plots, legible on any page and with colour vision deficiency, and export them as SVG."""
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup, escape
 
 from raypipe.core.metrics import NO_SKILL, get_metric
 from raypipe.core.text import format_duration
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"
 DARK, MUTED, LIGHT = "#1f2430", "#4a505c", "#c4c9d2"
 """Colours of text, of secondary text and of guide lines."""
+PAPER, EDGE, GRID, PAUSE = "#ffffff", "#9aa0aa", "#e8eaee", "#f0e6d2"
+"""Colours of the page, of axes, of their grid and of pauses."""
+ON_LIGHT, ON_DARK = "#1f2431", "#fefefe"
+"""Colours of text on a coloured cell, the same on every page."""
+PAGE_COLOURS = {
+    DARK: "text", MUTED: "muted", LIGHT: "guide", PAPER: "background", EDGE: "head-border", GRID: "row-border",
+    PAUSE: "pause", BLUE.lower(): "blue",
+}  # fmt: skip
+"""Colours that follow the page, by their variable in ``style.css``; others are the same on every page."""
 COLOUR_CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
 CHANCE = {
     name: (value, f"{'chance' if name in ('auc', 'kappa') else 'constant'} ({value:g})")
@@ -30,7 +41,9 @@ CORRELATIONS: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1.0, "vmax": 1.0}
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
-    "axes.edgecolor": "#9aa0aa",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": EDGE,
     "axes.labelcolor": DARK,
     "text.color": DARK,
     "xtick.color": MUTED,
@@ -38,7 +51,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#e8eaee",
+    "grid.color": GRID,
     "axes.axisbelow": True,
     "svg.hashsalt": "raypipe",
     "svg.fonttype": "path",
@@ -58,19 +71,40 @@ def new_figure(
     return figure, axes
 
 
-def to_svg(figure: Figure) -> bytes:
-    """Return a figure as SVG; equal figures give equal bytes."""
+def to_svg(figure: Figure, paper: str = PAPER) -> bytes:
+    """Return a figure as SVG on `paper`, its colour; equal figures give equal bytes."""
     import matplotlib
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        if text.get_color() == "black":  # drawn after `new_figure`, whose style no longer holds
+            text.set_color(DARK)
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", dpi=150, facecolor=paper, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
-def svg_data_uri(figure: Figure) -> str:
-    """Return a figure as the data URI of its SVG."""
-    return "data:image/svg+xml;base64," + base64.b64encode(to_svg(figure)).decode()
+def inline_svg(figure: Figure, alt: str) -> Markup:
+    """Return a figure as an SVG element of a page: transparent, in the page's colours, with an alternative text.
+
+    Its identifiers differ from those of other figures on the page.
+    """
+    text = to_svg(figure, paper="none").decode()
+    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
+    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    body = re.sub(r'(?<= id=")|(?<=href="#)|(?<=url\(#)', prefix, body[body.index("<svg") :])
+    body = re.sub(r"#[0-9a-f]{6}\b", _page_colour, body)
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    box = re.search(r'viewBox="[^"]*"', body)
+    assert box is not None
+    head = f'<svg {box[0]} width="{width}" height="{height}" role="img" aria-label="{escape(alt)}">'
+    return Markup(head + body[body.index(">") + 1 :].strip())
+
+
+def _page_colour(found: re.Match[str]) -> str:
+    name = PAGE_COLOURS.get(found[0])
+    return f"var(--{name}, {found[0]})" if name else found[0]
 
 
 def draw_chance(axes: Axes, metric: str) -> None:
@@ -126,7 +160,7 @@ def shade_pauses(axes: Axes, pauses: Sequence[tuple[float, float]], first: float
         From `time_unit`.
     """
     for start, end in pauses:
-        axes.axvspan((start - first) / unit, (end - first) / unit, color="#f0e6d2", lw=0, zorder=0)
+        axes.axvspan((start - first) / unit, (end - first) / unit, color=PAUSE, lw=0, zorder=0)
     if pauses:
         start, end = max(pauses, key=lambda pause: pause[1] - pause[0])
         axes.text(

@@ -27,9 +27,11 @@ from raypipe.reporting.page import (
 from raypipe.reporting.plotting import (
     BLUE,
     CORRELATIONS,
-    DARK,
     GREEN,
     GREY,
+    ON_DARK,
+    ON_LIGHT,
+    PAPER,
     draw_chance,
     draw_legend_above,
     new_figure,
@@ -198,7 +200,7 @@ def member_weights(names: Sequence[str], weights: NDArray[Any]) -> Figure:
     y = np.arange(len(names))[::-1]
     axes.barh(y, weights, height=0.6, color=BLUE)
     axes.axvline(1.0 / len(names), color=GREY, lw=1, ls="--")
-    background = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    background = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
     for place, weight in zip(y, weights, strict=True):
         x = weight + 0.01 * float(np.max(weights))
         axes.text(x, place, f"{weight:.3f}", va="center", fontsize=8.5, bbox=background)
@@ -253,7 +255,7 @@ def error_correlations(names: Sequence[str], correlations: Sequence[Sequence[flo
         for (row, column), r in np.ndenumerate(r_MM):
             if row == column or np.isnan(r):
                 continue
-            text, colour = f"{r:.2f}".replace("0.", ".").replace("-", "−"), "white" if abs(r) > 0.6 else DARK
+            text, colour = f"{r:.2f}".replace("0.", ".").replace("-", "−"), ON_DARK if abs(r) > 0.6 else ON_LIGHT
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes, label="correlation of errors", shrink=0.8)
     return figure

@@ -24,7 +24,7 @@ from raypipe.reporting.filter_patterns import (
     strongest_component,
 )
 from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
-from raypipe.reporting.plotting import BLUE, DARK, GREY, draw_legend_above, new_figure
+from raypipe.reporting.plotting import BLUE, DARK, GREY, ON_LIGHT, draw_legend_above, new_figure
 from raypipe.reporting.run_windows import open_run_windows
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
@@ -248,8 +248,8 @@ def _plot_map(axes: Axes, info: Any, values: Array) -> None:
     options: dict[str, Any] = {"cmap": "RdBu_r", "vlim": (-limit, limit), "contours": 4, "sensors": "k.", "show": False}
     mne.viz.plot_topomap(values, info, axes=axes, **options)
     for line in axes.lines:
-        if line.get_marker() == ".":
-            line.set(markersize=1.6, color=DARK)
+        is_sensor = line.get_marker() == "."
+        line.set(**{"markersize": 1.6, "color": ON_LIGHT} if is_sensor else {"color": DARK})
 
 
 def _plot_gains(frequencies: Array, gain_FN: Array) -> Figure:

@@ -17,7 +17,18 @@ from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import target_unit
 from raypipe.ensembles.reliability import Bin, frequencies
 from raypipe.reporting.page import Panel, draw_figure, render_template
-from raypipe.reporting.plotting import BLUE, COLOUR_CYCLE, DARK, GREY, LIGHT, ORANGE, draw_legend_above, new_figure
+from raypipe.reporting.plotting import (
+    BLUE,
+    COLOUR_CYCLE,
+    GREY,
+    LIGHT,
+    ON_DARK,
+    ON_LIGHT,
+    ORANGE,
+    PAPER,
+    draw_legend_above,
+    new_figure,
+)
 from raypipe.reporting.sections.reliability import MIN_CALIBRATED, event_name, plot_frequencies
 from raypipe.storage.records import RunInfo
 from raypipe.storage.run_store import RunStore
@@ -224,7 +235,7 @@ def confusion_matrix(
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.grid(False)
     for (row, column), count in np.ndenumerate(table):
-        colour = "white" if shares[row, column] > 0.55 else DARK
+        colour = ON_DARK if shares[row, column] > 0.55 else ON_LIGHT
         share = f"\n{shares[row, column]:.0%}" if few else ""
         axes.text(column, row, f"{count}{share}", ha="center", va="center", color=colour, fontsize=8.5)
     axes.set_xticks(range(len(classes)), list(classes), rotation=30, ha="right")
@@ -240,7 +251,7 @@ def scores_by_subject(scores: SubjectScores) -> Figure:
     figure, (axes,) = new_figure(float(np.clip(0.22 * len(names) + 1.0, 4.2, 8.4)), 3.1)
     x = np.arange(len(names))
     axes.vlines(x, scores.constant[order], scores.ensemble[order], color=LIGHT, lw=1.2)
-    axes.plot(x, scores.constant[order], "o", mfc="white", mec=ORANGE, ms=6, label="without EEG")
+    axes.plot(x, scores.constant[order], "o", mfc=PAPER, mec=ORANGE, ms=6, label="without EEG")
     axes.plot(x, scores.ensemble[order], "o", color=BLUE, ms=6, label="ensemble")
     if len(names) <= _MAX_NAMED_SUBJECTS:
         axes.set_xticks(x, [names[k] for k in order], rotation=60 if len(names) > 8 else 0, fontsize=8)

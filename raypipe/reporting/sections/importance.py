@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from raypipe.core.search_space import silence_optuna
 from raypipe.ensembles.labels import metric_label
 from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
-from raypipe.reporting.plotting import BLUE, DARK, GREY, LIGHT, MUTED, ORANGE, STYLE, new_figure
+from raypipe.reporting.plotting import BLUE, DARK, GREY, LIGHT, MUTED, ORANGE, PAPER, STYLE, new_figure
 from raypipe.reporting.trial_table import is_unused, trials_table, varied_parameters
 from raypipe.storage.run_store import RunStore
 
@@ -28,7 +28,7 @@ MIN_VALUES = 5
 """Values of a parameter that contours are drawn over."""
 MAX_PARAMETERS = 8
 """Parameters that are drawn."""
-_LABEL_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+_LABEL_BACKGROUND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
 def importance_section(run: RunStore) -> Markup:
@@ -79,7 +79,9 @@ def _importance_figure(
 
 
 def _parallel_figure(run: RunStore, table: pd.DataFrame, names: Sequence[str]) -> FigureBlock:
-    caption = "Parameters and score of each trial, a line each; the best trial is orange, better trials are darker."
+    caption = (
+        "Parameters and score of each trial, a line each; the best trial is orange, better trials have a stronger blue."
+    )
     if (table["state"] == "pruned").any():
         caption += " Grey, dashed: pruned trials, with their score at that time."
     if any(is_unused(row, name) for row in table.to_dict("records") for name in names):
@@ -195,7 +197,7 @@ def contour_plot(table: pd.DataFrame, names: Sequence[str], metric: str, directi
         figure: Figure = axes.get_figure()
         plt.close(figure)
         figure.set_size_inches(4.1, 3.4)
-        figure.set_facecolor("white")
+        figure.set_facecolor("none")
         axes.set_title("")
         axes.grid(False)
         for text in (axes.xaxis.label, axes.yaxis.label, figure.axes[-1].yaxis.label):
@@ -207,7 +209,7 @@ def contour_plot(table: pd.DataFrame, names: Sequence[str], metric: str, directi
 
 def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str, direction: str) -> Figure:
     """Plot each trial as a line over its parameters and its score, on one axis each; pruned trials are grey."""
-    import matplotlib
+    from matplotlib.colors import to_rgba
 
     columns = [*names, "score"]
     figure, (axes,) = new_figure(max(4.1, min(8.4, 1.0 + 0.85 * len(columns))), 3.6)
@@ -224,7 +226,7 @@ def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str,
     done = (table["state"] != "pruned").to_numpy()
     rank = table["score"].where(done).rank(ascending=direction == "maximize").to_numpy(dtype=float)
     rank = np.nan_to_num(rank) / max(1, done.sum())
-    colours = matplotlib.colormaps["Blues"](0.25 + 0.7 * rank)
+    colours = [to_rgba(BLUE, 0.2 + 0.8 * share) for share in rank.tolist()]
     best = int(np.argmax(rank)) if done.any() else -1
     for line in np.argsort(rank):
         style: dict[str, Any] = {"color": colours[line], "lw": 1.1, "ms": 2.5}

@@ -18,6 +18,7 @@ from raypipe.reporting.plotting import (
     DARK,
     GREY,
     MUTED,
+    PAPER,
     draw_chance,
     draw_legend_above,
     new_figure,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 MAX_CURVES = 4
 """Trials whose learning curves are shown."""
-_MARKERS = {"complete": ("o", BLUE, BLUE), "stopped": ("s", "white", BLUE), "pruned": ("v", "white", GREY)}
+_MARKERS = {"complete": ("o", BLUE, BLUE), "stopped": ("s", PAPER, BLUE), "pruned": ("v", PAPER, GREY)}
 """Marker, face colour and edge colour of a trial by its state."""
 
 

@@ -59,6 +59,19 @@ CONTRASTS = """() => {
     });
 }"""
 
+# Colour and contrast of every text of a plot against the page; texts are drawn as uses of glyphs.
+PLOT_TEXTS = """() => {
+  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const luminance = colour => { const [r, g, b] = numbers(colour).map(linear);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const page = luminance(getComputedStyle(document.body).backgroundColor);
+  return [...document.querySelectorAll('.plot use')]
+    .filter(e => e.getAttribute('xlink:href').includes('DejaVu'))
+    .map(e => getComputedStyle(e).fill)
+    .map(fill => [fill, (Math.max(luminance(fill), page) + 0.05) / (Math.min(luminance(fill), page) + 0.05)]);
+}"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -144,9 +157,10 @@ def test_a_request_would_be_noticed(show):
 
 def test_every_plot_is_drawn_and_has_an_alternative_text(show):
     page = show()
-    images = page.eval_on_selector_all("img", "all => all.map(i => [i.alt, i.complete, i.naturalWidth])")
+    read = "all => all.map(i => [i.ariaLabel, i.role, i.getBoundingClientRect().width])"
+    images = page.eval_on_selector_all("svg", read)
     assert len(images) == 18
-    assert all(alt.strip() and complete and width > 100 for alt, complete, width in images)
+    assert all(alt.strip() and role == "img" and width > 100 for alt, role, width in images)
     assert len({alt for alt, *_ in images}) == len(images)
     assert page.get_by_text("could not be").count() == 0
 
@@ -173,7 +187,9 @@ def test_the_page_is_no_wider_than_the_window(show, width, scheme):
 
 def test_on_a_phone_plots_keep_a_readable_size(show):
     page = show(400)
-    sizes = page.eval_on_selector_all("img", "all => all.map(i => [i.getBoundingClientRect().width, i.naturalWidth])")
+    sizes = page.eval_on_selector_all(
+        "svg", "all => all.map(i => [i.getBoundingClientRect().width, i.width.baseVal.value])"
+    )
     assert all(width >= 0.75 * natural for width, natural in sizes)
     wide = page.locator(".plot.wide").all()
     assert wide and all(
@@ -204,15 +220,27 @@ def test_text_has_enough_contrast(show, scheme):
     assert [(name, round(contrast, 2)) for name, contrast in found if contrast < MIN_CONTRAST] == []
 
 
-def test_the_dark_scheme_is_dark_and_its_plots_are_on_white(show):
+def test_the_dark_scheme_is_dark_and_so_are_its_plots(show):
     colours = {
         scheme: show(scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor") for scheme in SCHEMES
     }
     assert colours["light"] == "rgb(255, 255, 255)" and colours["dark"] != colours["light"]
     backgrounds = show(scheme="dark").eval_on_selector_all(
-        ".plot", "all => all.map(e => getComputedStyle(e).backgroundColor)"
+        ".plot, .plot svg", "all => all.map(e => getComputedStyle(e).backgroundColor)"
     )
-    assert set(backgrounds) == {"rgb(255, 255, 255)"}
+    assert set(backgrounds) == {"rgba(0, 0, 0, 0)"}
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, "print"])
+def test_text_in_plots_has_enough_contrast(show, scheme):
+    page = show(scheme="dark" if scheme == "print" else scheme)
+    open_details(page)
+    if scheme == "print":
+        page.emulate_media(media="print", color_scheme="dark")
+    found = page.evaluate(PLOT_TEXTS)
+    assert len(found) > 100
+    on_cells = {"rgb(31, 36, 49)", "rgb(254, 254, 254)"}
+    assert [(c, round(ratio, 2)) for c, ratio in found if ratio < MIN_CONTRAST and c not in on_cells] == []
 
 
 def test_print_is_black_on_white_in_both_schemes(show):

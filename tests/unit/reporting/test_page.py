@@ -31,7 +31,10 @@ def test_cells_are_escaped_and_numbers_are_marked():
 def test_plots_have_a_size_and_escaped_texts():
     block = draw_figure([Panel(lambda: new_figure(5.0, 2.0)[0], HOSTILE)], f"caption {HOSTILE}")
     html = macro("figure", block)
-    assert f'alt="{ESCAPED}" width="480" height="192"' in html and f"caption {ESCAPED}</figcaption>" in html
+    assert (
+        f'width="480" height="192" role="img" aria-label="{ESCAPED}"' in html
+        and f"caption {ESCAPED}</figcaption>" in html
+    )
     assert "<script" not in html and "scroll-hint" not in html
     wide = macro("figure", draw_figure([Panel(lambda: new_figure(5.1, 2.0)[0], "a")], "b"))
     assert 'class="plot wide"' in wide and "scroll-hint" in wide
@@ -42,7 +45,7 @@ def test_an_error_of_a_plot_is_escaped_and_the_others_are_shown():
         raise ValueError(HOSTILE)
 
     html = macro("figure", draw_figure([Panel(fail, "a plot"), Panel(lambda: new_figure(2.0, 2.0)[0], "b")], "c"))
-    assert f"a plot: this plot could not be drawn (ValueError: {ESCAPED})." in html and html.count("<img") == 1
+    assert f"a plot: this plot could not be drawn (ValueError: {ESCAPED})." in html and html.count("<svg") == 1
     assert macro("figure", draw_figure([Panel(fail, "a plot")], "c")).strip().startswith('<p class="note">')
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from raypipe.ensembles.evaluation_log import record_evaluation
 from raypipe.ensembles.fit import fit_ensemble
-from raypipe.reporting.plotting import svg_data_uri
+from raypipe.reporting.plotting import inline_svg
 from raypipe.reporting.report import render_report, write_report
 from raypipe.reporting.sections import search
 from raypipe.reporting.sections.held_out import confusion_matrix
@@ -35,7 +35,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
-        if tag == "img":
+        if tag == "svg":
             self.images.append(attributes)
         for name in ("src", "href"):
             assert attributes.get(name, "data:").startswith("data:"), "nothing may be fetched from elsewhere"
@@ -82,7 +82,7 @@ def test_a_finished_run(kind, request, copy):
         assert page.says(words), words
     assert page.says("epoch 1: the loss is <not> a number"), "text must be escaped"
     assert all(subject in path.read_text() for subject in run.folds.held_out)
-    assert len(page.images) == (15 if kind == "values" else 17) and all(image["alt"] for image in page.images)
+    assert len(page.images) == (15 if kind == "values" else 17) and all(image["aria-label"] for image in page.images)
     assert str(run.local.parent) not in path.read_text(), "a report names no folder of this machine"
 
 
@@ -146,7 +146,7 @@ def test_three_classes_have_a_confusion_matrix():
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), size=30)
     figure, again = (confusion_matrix(np.arange(30) % 3, probabilities, ["a", "b", "c"]) for _ in range(2))
     assert sum(int(text.get_text().split()[0]) for text in figure.axes[0].texts) == 30
-    assert svg_data_uri(figure) == svg_data_uri(again)
+    assert inline_svg(figure, "a") == inline_svg(again, "a")
 
 
 @pytest.mark.parametrize("scores", [[0.61, 0.7, 0.66, 0.72, 0.5, 0.58], [1.1, 0.99, 50.0, 1.0, 0.98, 1.2]])

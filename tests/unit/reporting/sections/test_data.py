@@ -55,7 +55,7 @@ def test_spectra_are_of_training_windows_of_each_class(tmp_path, monkeypatch):
     gather = WindowStore.gather
     monkeypatch.setattr(WindowStore, "gather", lambda self, i: read.extend(i) or gather(self, i))
     html = data_section(run)
-    assert html.count("<img") == 2 and "Power spectra, mean over channels" in html and "could not be" not in html
+    assert html.count("<svg") == 2 and "Power spectra, mean over channels" in html and "could not be" not in html
     assert read and not set(windows.subjects[read]) & set(run.folds.held_out)
     assert "differs most between groups, by up to" in html
 
@@ -74,7 +74,7 @@ def test_thirds_of_a_numeric_target_have_a_spectrum_each(tmp_path, person):
     assert sorted(together) == np.flatnonzero(~np.isin(windows.subjects, run.folds.held_out)).tolist()
     html = data_section(run)
     assert (">12 people<" if person else ">48 windows<") in html
-    assert ">quartile<" in html and html.count("<img") == 2
+    assert ">quartile<" in html and html.count("<svg") == 2
 
 
 def test_of_many_classes_the_largest_are_drawn(tmp_path):
@@ -92,7 +92,7 @@ def test_windows_that_cannot_be_read_leave_a_line(tmp_path, monkeypatch):
     assert "Power spectra could not be computed (ZeroDivisionError: division by zero)." in html
     edit_record(run.folder, "run.json", {"data": "s3://bucket/store"})
     html = data_section(RunStore.open(tmp_path / "run"))
-    assert "Not shown: the windows are behind a URI" in html and "<img" not in html
+    assert "Not shown: the windows are behind a URI" in html and "<svg" not in html
 
 
 def test_predictors_of_several_values_name_the_value():

@@ -36,7 +36,7 @@ def pointed(run, **changes):
 
 def test_the_section_has_maps_and_spectra(full_run):
     html = filters_section(full_run.run)
-    assert html.count("<img") == 2 and "scalp maps, kernels and spectra" in html
+    assert html.count("<svg") == 2 and "scalp maps, kernels and spectra" in html
     number = full_run.run.ranked()[0].number
     subjects = set(full_run.windows.subjects) - set(full_run.run.folds.held_out)
     seen = min(MAX_WINDOWS, int(np.isin(full_run.windows.subjects, list(subjects)).sum()))
@@ -57,7 +57,7 @@ def test_held_out_windows_are_not_read(full_run, monkeypatch):
 
 def test_without_positions_there_are_spectra(values):
     html = filters_section(values.run)
-    assert html.count("<img") == 2 and "scalp maps, kernels" not in html
+    assert html.count("<svg") == 2 and "scalp maps, kernels" not in html
     assert f"of 3 channels, the positions of 3 are known by name ({MIN_ELECTRODES} are needed)" in html
 
 

@@ -65,7 +65,7 @@ def test_two_people_have_no_calibration_curve(ensemble, n):
     run, fitted = held_out_of(ensemble, 2, classes=n)
     text = str(held_out_section(run, fitted))
     assert "Calibration of" not in text and "No reliability curve of the held-out people: 2 are too few." in text
-    assert text.count("<img") == 3 and "could not be drawn" not in text
+    assert text.count("<svg") == 3 and "could not be drawn" not in text
 
 
 def test_scores_of_people_are_shown_on_the_whole_range(ensemble):
@@ -76,4 +76,4 @@ def test_scores_of_people_are_shown_on_the_whole_range(ensemble):
 
 def test_three_classes_have_a_calibration_of_the_predicted_one(ensemble):
     run, fitted = held_out_of(ensemble, 30, classes=3)
-    assert str(held_out_section(run, fitted)).count("<img") == 4
+    assert str(held_out_section(run, fitted)).count("<svg") == 4

@@ -58,6 +58,6 @@ def test_search_people_have_a_curve_from_the_number_of_held_out_ones(classes, n,
     bins = [Bin(rows=rows, predicted=0.2, observed=observed) for rows in (7, n - 7)]
     found = of_errors(0.359, 0.137).model_copy(update={"bins": bins})
     text = str(reliability_section(replace(fitted, reliability=found)))
-    assert ("<img" in text) == drawn and "Calibration did not help here" in text
+    assert ("<svg" in text) == drawn and "Calibration did not help here" in text
     assert (f"No reliability curve of the search windows: {n} are too few." in text) != drawn
     assert "0.087 to 0.187" in text, "the error without calibration has an interval"

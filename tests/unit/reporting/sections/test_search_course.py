@@ -29,8 +29,8 @@ def test_sections_show_what_the_run_has(twelve):
     assert titles == ["Parameter importance", "Successive halving", "Timeline"]
     assert "stopped 2 of 14 trials early, after 3 of 8 planned epochs" in sections[1]
     assert "1 were interrupted and resumed" in sections[2] and "0 failed" in sections[2]
-    assert sections[0].count("<img") == 3 and "Contour plot of the score over optim/lr and" in sections[0]
-    assert all('alt="' in section for section in (sections[0], sections[2]))
+    assert sections[0].count("<svg") == 3 and "Contour plot of the score over optim/lr and" in sections[0]
+    assert all('aria-label="' in section for section in (sections[0], sections[2]))
 
 
 def test_sections_without_content_are_empty(tmp_path):
