@@ -1,10 +1,13 @@
-"""Which recordings are aligned together, and subjects that cannot be."""
+"""Which recordings are aligned together, how, and subjects that cannot be."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 
+from raypipe.data.alignment import Floats
+from raypipe.data.kept_windows import alignment_of
+from raypipe.data.manifest import Plan
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.target_base import Target
 from raypipe.data.targets import BidsTask
@@ -16,6 +19,37 @@ def aligned_together(recording: Recording, recordings: Sequence[Recording], step
     if steps.align != "subject":
         return [recording]
     return [other for other in recordings if other.subject == recording.subject]
+
+
+class SubjectAlignments:
+    """The matrices that align subjects, each made when a recording of the subject first needs it.
+
+    Parameters
+    ----------
+    recordings
+        All recordings to predict.
+    plan
+        How windows are made.
+    """
+
+    def __init__(self, recordings: Sequence[Recording], plan: Plan) -> None:
+        self._recordings, self._plan = recordings, plan
+        self._found: dict[str, Floats] = {}
+
+    def of(self, recording: Recording) -> Floats | None:
+        """Return the matrix (C, C) for a recording; None where it is not aligned, or by itself.
+
+        Raises
+        ------
+        UserError
+            A recording of the subject cannot be read.
+        """
+        if self._plan.preprocessing.align != "subject":
+            return None
+        if recording.subject not in self._found:
+            unit = aligned_together(recording, self._recordings, self._plan.preprocessing)
+            self._found[recording.subject] = alignment_of(unit, self._plan)
+        return self._found[recording.subject]
 
 
 def lacking_classes(recordings: Sequence[Recording], target: Target, steps: Preprocessing) -> dict[str, str]:

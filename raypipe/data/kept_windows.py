@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.data.alignment import MeanCovariance, align, inverse_root
+from raypipe.data.alignment import Floats, MeanCovariance, align, inverse_root
 from raypipe.data.manifest import Plan
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.target_base import Labels, Target
+from raypipe.data.targets import parse_target
 from raypipe.data.windower import (
     MISSING_SAMPLES,
     ROW_COLUMNS,
@@ -56,12 +56,12 @@ def keep_windows(
     target: Target,
     plan: Plan,
     losses: Losses,
-    together: Sequence[Recording] = (),
+    matrix_CC: Floats | None = None,
 ) -> Iterator[KeptWindows]:
     """Read windows, leave out and count those that are not whole or not within the limits, and align the others.
 
     A window is left out if the peak-to-peak amplitude of a channel of the store is above `reject` or below `flat`, as
-    `mne.Epochs.drop_bad` does. Alignment first reads all recordings that are aligned together.
+    `mne.Epochs.drop_bad` does. To align a recording by itself, it is read twice.
 
     Parameters
     ----------
@@ -69,15 +69,18 @@ def keep_windows(
         Windows inside the recording, by ascending start.
     losses
         Is added to while windows are read.
-    together
-        Recordings that are aligned together, with the opened one; none for the opened one alone.
+    matrix_CC
+        Aligns the recording with others (`alignment_of`); None where a plan with alignment aligns it by itself.
 
     Raises
     ------
     UserError
         As `windower.read_windows`.
     """
-    matrix_CC = _alignment(opened, target, plan, together) if windows and plan.preprocessing.align else None
+    if windows and matrix_CC is None and plan.preprocessing.align:
+        mean = MeanCovariance(len(plan.channels))
+        _add_windows(mean, opened, target, plan)
+        matrix_CC = inverse_root(mean.value())
     for group, x_NCT in read_windows(opened, windows, plan):
         kept_N = kept_of(x_NCT, plan, losses)
         if kept_N.any():
@@ -86,19 +89,26 @@ def keep_windows(
             yield KeptWindows(group, x_NCT if matrix_CC is None else align(matrix_CC, x_NCT), x_NCT)
 
 
-def _alignment(opened: OpenRecording, target: Target, plan: Plan, together: Sequence[Recording]) -> NDArray[np.float64]:
-    """Return the matrix that aligns a recording, or several.
+def alignment_of(recordings: Sequence[Recording], plan: Plan) -> Floats:
+    """Return the matrix (C, C) that aligns several recordings together; each is fetched while it is read.
 
-    It is made of the windows that a prediction cuts, which needs no labels, so that `prepare` and `predict` agree.
+    Raises
+    ------
+    UserError
+        As `windower.read_windows`.
     """
-    mean, losses = MeanCovariance(len(plan.channels)), Losses(Counter())
-    for recording in sorted(together, key=lambda each: each.key) or [opened.recording]:
-        is_own = recording.key == opened.recording.key
-        with nullcontext() if is_own else recording.fetched():
-            one = opened if is_own else OpenRecording(recording)
-            for _, x_NCT in read_windows(one, place_windows(one, target, plan, None)[0], plan):
-                mean.add(x_NCT[kept_of(x_NCT, plan, losses)])
+    mean, target = MeanCovariance(len(plan.channels)), parse_target(plan)
+    for recording in sorted(recordings, key=lambda each: each.key):
+        with recording.fetched():
+            _add_windows(mean, OpenRecording(recording), target, plan)
     return inverse_root(mean.value())
+
+
+def _add_windows(mean: MeanCovariance, opened: OpenRecording, target: Target, plan: Plan) -> None:
+    """Add the windows that a prediction cuts, which needs no labels, so that `prepare` and `predict` agree."""
+    losses = Losses(Counter())
+    for _, x_NCT in read_windows(opened, place_windows(opened, target, plan, None)[0], plan):
+        mean.add(x_NCT[kept_of(x_NCT, plan, losses)])
 
 
 def kept_of(x_NCT: NDArray[np.float32], plan: Plan, losses: Losses) -> NDArray[np.bool_]:
@@ -145,9 +155,9 @@ def windows_of(
     target: Target,
     plan: Plan,
     labels: Labels | None = None,
-    together: Sequence[Recording] = (),
+    matrix_CC: Floats | None = None,
 ) -> tuple[Iterator[CutWindows], Counter[str]]:
-    """Cut one recording for prediction. Without `labels`, targets are NaN; `together` as for `keep_windows`.
+    """Cut one recording for prediction. Without `labels`, targets are NaN; `matrix_CC` as for `keep_windows`.
 
     Returns
     -------
@@ -163,7 +173,7 @@ def windows_of(
     """
     opened = OpenRecording(recording)
     windows, left_out = place_windows(opened, target, plan, labels)
-    kept = keep_windows(opened, windows, target, plan, Losses(left_out), together)
+    kept = keep_windows(opened, windows, target, plan, Losses(left_out), matrix_CC)
     return (_cut(recording, each, plan.crop_samples) for each in kept), left_out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from raypipe.core.errors import UserError
 from raypipe.core.record import Record
+from raypipe.data.alignment import Floats
 from raypipe.data.kept_windows import KeptWindows, Losses, keep_windows
 from raypipe.data.manifest import SHARDS, Plan, Shard
 from raypipe.data.plan import Header
@@ -72,9 +73,9 @@ def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord |
 
 
 def make_shard(
-    recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str, together: Sequence[Recording] = ()
+    recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str, matrix_CC: Floats | None = None
 ) -> ShardRecord:
-    """Cut a recording and write its shard; returns the shard's record. `together` as for `keep_windows`.
+    """Cut a recording and write its shard; returns the shard's record. `matrix_CC` as for `keep_windows`.
 
     Raises
     ------
@@ -82,17 +83,17 @@ def make_shard(
         The recording cannot be read, or the disk is full.
     """
     with recording.fetched():
-        return _make_shard(recording, labels, plan, folder, fingerprint, together)
+        return _make_shard(recording, labels, plan, folder, fingerprint, matrix_CC)
 
 
 def _make_shard(
-    recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str, together: Sequence[Recording]
+    recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str, matrix_CC: Floats | None
 ) -> ShardRecord:
     opened = OpenRecording(recording)
     target = parse_target(plan)
     windows, left_out = place_windows(opened, target, plan, labels)
     losses = Losses(left_out)
-    kept = keep_windows(opened, windows, target, plan, losses, together)
+    kept = keep_windows(opened, windows, target, plan, losses, matrix_CC)
     _record_path(folder, recording.key).unlink(missing_ok=True)
     writer = WindowWriter(plan, len(windows), str(recording.path))
     written: list[Window] = []

@@ -8,13 +8,10 @@ from pathlib import Path
 from raypipe.core.errors import UserError
 from raypipe.core.parallel import map_processes
 from raypipe.core.progress import Progress
+from raypipe.data.alignment import Floats
 from raypipe.data.alignment_units import aligned_together, lacking_classes
-from raypipe.data.manifest import (
-    MANIFEST,
-    Plan,
-    Settings,
-    read_manifest,
-)
+from raypipe.data.kept_windows import alignment_of
+from raypipe.data.manifest import MANIFEST, Plan, Settings, read_manifest
 from raypipe.data.output_folder import remove_leftovers
 from raypipe.data.plan import (
     Header,
@@ -154,13 +151,13 @@ class StoreBuild:
         """
         total = len(fingerprints)
         self.progress(len(kept), total, f"{len(kept)} kept" if kept else "")
-        labels_of, steps = self.selection.labels_of, plan.preprocessing
+        labels_of, align = self.selection.labels_of, plan.preprocessing.align
         left = [r for r in recordings if r.key not in kept]
-        together = [aligned_together(r, recordings, steps) for r in left]
-        calls = [
-            (r, labels_of(r), plan, self.folder, fingerprints[r.key], unit)
-            for r, unit in zip(left, together, strict=True)
-        ]
+        matrix_of: dict[str, Floats] = {}
+        if align == "subject":
+            matrix_of = self._align_subjects(left, recordings, plan)
+            left = [r for r in left if r.subject in matrix_of]
+        calls = [(r, labels_of(r), plan, self.folder, fingerprints[r.key], matrix_of.get(r.subject)) for r in left]
         made: dict[str, ShardRecord] = {}
         with contextlib.closing(map_processes(make_shard, calls, self.jobs)) as results:
             for number, result in results:
@@ -170,6 +167,24 @@ class StoreBuild:
                     made[left[number].key] = result
                     self.progress(len(kept) + len(made), total, left[number].key)
         return made
+
+    def _align_subjects(self, left: list[Recording], recordings: list[Recording], plan: Plan) -> dict[str, Floats]:
+        """Return the matrix that aligns each subject of some recordings; one that cannot be read has none.
+
+        A process has all recordings of a subject, so that none is fetched by two at a time.
+        """
+        first_of = {r.subject: r for r in reversed(left)}
+        units = [aligned_together(r, recordings, plan.preprocessing) for r in first_of.values()]
+        found: dict[str, Floats] = {}
+        with contextlib.closing(map_processes(alignment_of, [(unit, plan) for unit in units], self.jobs)) as results:
+            for number, result in results:
+                subject = units[number][0].subject
+                if isinstance(result, UserError):
+                    for recording in (r for r in left if r.subject == subject):
+                        self._skip_or_raise(recording, result)
+                else:
+                    found[subject] = result
+        return found
 
     def _with_channels(
         self, recordings: list[Recording], headers: list[Header], asked: Settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
 from raypipe.data.accounting import NO_RECORDING, Ledger
-from raypipe.data.alignment_units import aligned_together, lacking_classes
+from raypipe.data.alignment_units import SubjectAlignments, lacking_classes
 from raypipe.data.given_target import GivenTarget
 from raypipe.data.kept_windows import windows_of
 from raypipe.data.selection import find_in_folders
@@ -23,6 +23,7 @@ from raypipe.data.target_base import Target
 from raypipe.data.targets import parse_target
 from raypipe.data.windower import ROW_COLUMNS
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
+from raypipe.packaging.bundle_info import BundleInfo, Recipe
 from raypipe.packaging.predict_people import people_table, require_people
 from raypipe.packaging.predict_stores import predict_by_store
 from raypipe.packaging.predict_windows import WindowFacts, holds_windows, predict_windows
@@ -181,11 +182,13 @@ def _predict_each(
     progress: Progress | None,
 ) -> list[pd.DataFrame]:
     """Return the tables of recordings that have windows; what was not predicted is added to `left_out`."""
+    recipes: Mapping[str, BundleInfo | Recipe] = ensemble.info.recipes or {"": ensemble.info}
+    alignments = {name: SubjectAlignments(recordings, recipe.prepare) for name, recipe in recipes.items()}
     tables: list[pd.DataFrame] = []
     failed: list[UnreadableRecordingError] = []
     for number, recording in enumerate(recordings, start=1):
         try:
-            part, lost = _predict_recording(ensemble, recording, target, level, recordings)
+            part, lost = _predict_recording(ensemble, recording, target, level, alignments)
             tables += [part] if len(part) else []
             reasons = ", ".join(f"{n} {what}" for what, n in lost.items()) or ("" if len(part) else "no window")
         except UnreadableRecordingError as error:
@@ -224,12 +227,11 @@ def _find_recordings(recordings: str | Path, target: Target) -> tuple[list[Recor
 
 
 def _predict_windows(
-    ensemble: LoadedEnsemble, recording: Recording, target: Target, recordings: list[Recording]
+    ensemble: LoadedEnsemble, recording: Recording, target: Target, alignments: SubjectAlignments
 ) -> tuple[pd.DataFrame, NDArray[np.float32], Counter[str]]:
     """Return a row per window of a recording, their predictions (N, outputs), and what was left out by reason."""
     plan = ensemble.info.prepare
-    together = aligned_together(recording, recordings, plan.preprocessing)
-    cut, left_out = windows_of(recording, target, plan, None, together)
+    cut, left_out = windows_of(recording, target, plan, None, alignments.of(recording))
     tables = [pd.DataFrame(columns=list(ROW_COLUMNS))]
     parts: list[NDArray[np.float32]] = [np.empty((0, ensemble.info.n_outputs), np.float32)]
     spreads: list[float] = []
@@ -243,13 +245,17 @@ def _predict_windows(
 
 
 def _predict_recording(
-    ensemble: LoadedEnsemble, recording: Recording, target: Target, level: str, recordings: list[Recording]
+    ensemble: LoadedEnsemble,
+    recording: Recording,
+    target: Target,
+    level: str,
+    alignments: Mapping[str, SubjectAlignments],
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Return the table of a recording, which may be empty, and what was left out by reason."""
     if ensemble.stores is not None:
-        rows, predicted, left_out = predict_by_store(ensemble, ensemble.stores, recording, recordings)
+        rows, predicted, left_out = predict_by_store(ensemble, ensemble.stores, recording, alignments)
     else:
-        rows, predicted, left_out = _predict_windows(ensemble, recording, target, recordings)
+        rows, predicted, left_out = _predict_windows(ensemble, recording, target, alignments[""])
     predictions = predicted.astype(float)
     table = rows[["recording", "subject", "session", "task", "run"]].copy()
     if level == "recording" and len(rows):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raypipe.data.alignment_units import aligned_together
+from raypipe.data.alignment_units import SubjectAlignments
 from raypipe.data.kept_windows import windows_of
 from raypipe.data.named_stores import common_rows, row_keys
 from raypipe.data.targets import parse_target
@@ -24,7 +24,7 @@ BATCH_SIZE = 64
 
 
 def predict_by_store(
-    ensemble: LoadedEnsemble, stores: StoreModules, recording: Recording, recordings: Sequence[Recording]
+    ensemble: LoadedEnsemble, stores: StoreModules, recording: Recording, alignments: Mapping[str, SubjectAlignments]
 ) -> tuple[pd.DataFrame, NDArray[np.float32], Counter[str]]:
     """Prepare a recording by each recipe, predict the windows that all of them keep, and combine.
 
@@ -34,8 +34,8 @@ def predict_by_store(
         The bundle, and its networks by store.
     recording
         The recording.
-    recordings
-        All recordings to predict, of which some may be aligned together.
+    alignments
+        How subjects are aligned, by store.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def predict_by_store(
     found: dict[str, StorePredictions] = {}
     losses: dict[str, Counter[str]] = {}
     for name, recipe in ensemble.info.recipes.items():
-        tables[name], found[name], losses[name] = _predict_store(stores, name, recipe, recording, recordings)
+        tables[name], found[name], losses[name] = _predict_store(stores, name, recipe, recording, alignments[name])
     rows = common_rows({name: row_keys(table) for name, table in tables.items()})
     first = next(iter(rows))
     table = tables[first].iloc[rows[first]].reset_index(drop=True)
@@ -61,12 +61,11 @@ def predict_by_store(
 
 
 def _predict_store(
-    stores: StoreModules, name: str, recipe: Recipe, recording: Recording, recordings: Sequence[Recording]
+    stores: StoreModules, name: str, recipe: Recipe, recording: Recording, alignments: SubjectAlignments
 ) -> tuple[pd.DataFrame, StorePredictions, Counter[str]]:
     """Return the windows of a recording by one recipe, the predictions of its networks, and what is left out."""
     plan = recipe.prepare
-    together = aligned_together(recording, list(recordings), plan.preprocessing)
-    cut, left_out = windows_of(recording, parse_target(plan), plan, None, together)
+    cut, left_out = windows_of(recording, parse_target(plan), plan, None, alignments.of(recording))
     tables = [pd.DataFrame(columns=list(ROW_COLUMNS))]
     parts: list[StorePredictions] = []
     spreads: list[float] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 
 import mne
 import numpy as np
@@ -13,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
+from raypipe.data import kept_windows
 from raypipe.data.alignment import MeanCovariance, inverse_root
 from raypipe.data.montage import template_of
 from raypipe.data.prepare import prepare
 from raypipe.data.preprocessing import Preprocessing, flags
 from raypipe.data.spatial import mix, mixing_matrix
+from raypipe.data.windower import read_windows
+from raypipe.recordings.signal import UnreadableRecordingError
 
 TARGET = "bids-task:rest,eyes"
 NAMES = ("Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "O1", "O2", "Fz", "Cz", "Pz", "M1", "M2")
@@ -270,6 +274,26 @@ def test_windows_are_aligned_by_subject(raws, tmp_path):
     assert prepare(bids, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject").is_up_to_date
     os.utime(bids / "sub-1" / "eeg" / "sub-1_task-rest_eeg.fif", ns=(1, 1))
     assert prepare(bids, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject").redone == 2
+
+
+def test_a_subject_is_read_once_to_be_aligned_and_none_is_aligned_with_less(raws, tmp_path, monkeypatch):
+    reads, broken = Counter(), set()
+
+    def counted(opened, windows, plan):
+        reads[opened.recording.key] += 1
+        if opened.recording.key in broken:
+            raise UnreadableRecordingError(f"{opened.recording.path}: broken")
+        return read_windows(opened, windows, plan)
+
+    monkeypatch.setattr(kept_windows, "read_windows", counted)
+    prepare(raws[0], TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject")
+    assert set(reads) == set(raws[1]) and set(reads.values()) == {2}  # for the alignment, then for the windows
+    broken.add("sub-1_task-eyes")
+    store = prepare(raws[0], TARGET, tmp_path / "other", jobs=1, band=(1, 60), align="subject", skip_unreadable=True)
+    assert set(store.subjects) == {"0", "2"}
+    left_out = {each.name: each for each in store.manifest.accounting.recordings_left_out}
+    assert set(left_out) == {"sub-1_task-eyes", "sub-1_task-rest"}
+    assert all("sub-1_task-eyes_eeg.fif: broken" in each.detail for each in left_out.values())
 
 
 def test_a_subject_without_one_of_the_classes_is_not_aligned(raws, tmp_path):

@@ -13,8 +13,8 @@ import torch
 from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
-from raypipe.data import kept_windows
-from raypipe.data.kept_windows import windows_of
+from raypipe.data import alignment_units, kept_windows
+from raypipe.data.kept_windows import alignment_of, windows_of
 from raypipe.data.prepare import prepare
 from raypipe.data.targets import parse_target
 from raypipe.packaging.bundle import LoadedEnsemble, export_bundle, load_ensemble
@@ -104,7 +104,7 @@ def test_a_bundle_repeats_the_preprocessing(preprocessed, tmp_path):
     assert any("windows of more than 60 uV peak to peak" in why for why in table.attrs["left_out"].values())
 
 
-def test_subjects_are_aligned_as_their_windows_were_and_need_all_classes(tmp_path):
+def test_subjects_are_aligned_as_their_windows_were_and_need_all_classes(tmp_path, monkeypatch):
     bids, rng = tmp_path / "bids", np.random.default_rng(0)
     for number in range(9):
         for task in ("rest", "count"):
@@ -118,7 +118,15 @@ def test_subjects_are_aligned_as_their_windows_were_and_need_all_classes(tmp_pat
     made = finish(tmp_path, tmp_path / "store", bids, target=target)
     ensemble = made.ensemble(top=2)
     bundle = export_bundle(made.run, ensemble, tmp_path / "bundle", windows=made.windows)
+    made_of: list[list[str]] = []
+
+    def watched(recordings, plan):
+        made_of.append(sorted(each.key for each in recordings))
+        return alignment_of(recordings, plan)
+
+    monkeypatch.setattr(alignment_units, "alignment_of", watched)
     table = predict(bundle, bids)
+    assert sorted(made_of) == [[f"sub-{n}_task-{task}" for task in ("count", "rest")] for n in range(9)]  # each once
     held = ensemble.held_out
     known = made.windows.table.iloc[held.windows].assign(expected=held.predictions[:, 1])
     both = table.merge(known, on=["recording", "onset"])
