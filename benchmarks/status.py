@@ -1,8 +1,9 @@
-"""Time `raypipe status`, `raypipe trials` and the start of a driver on 1,000 trials, and `raypipe report` on 16.
+"""Time `raypipe status`, `raypipe trials` and the start of a driver on 1,000 trials, `raypipe report` on 16, and
+`status` and `report` on 5,000.
 
-    python benchmarks/status.py [--trials 1000] [--epochs 20] [--keep FOLDER]
+    python benchmarks/status.py [--trials 1000] [--many 5000] [--epochs 20] [--keep FOLDER]
 
-The large run is written through RunStore, with the files of real trials (small placeholders for predictions and
+The large runs are written through RunStore, with the files of real trials (small placeholders for predictions and
 weights). The run of the report is trained on toy windows and has an ensemble. Fresh processes take turns with one that
 only imports libraries; the first round is not counted because it warms the machine's caches.
 """
@@ -36,7 +37,7 @@ from raypipe.trial.callback import SweepCallback
 from raypipe.trial.local import run_trial
 
 FOLDS = 5
-GOALS = {"status": 2.0, "report": 20.0, "open": 2.0}
+GOALS = {"status": 2.0, "report": 20.0, "open": 2.0, "status of many": 2.0, "report of many": 10.0}
 """Seconds."""
 LARGEST = 5e6
 """Bytes that a report may have."""
@@ -119,31 +120,34 @@ def fresh(*words: str) -> Callable[[], object]:
 
 def measure(args: argparse.Namespace) -> report.Result:
     """Time the commands, and a process that only imports."""
-    found = report.result(f"Commands on a run of {args.trials} trials, and a report of {args.small}")
+    found = report.result(f"Commands on runs of {args.trials} and {args.many} trials, and a report of {args.small}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
         made = args.keep is not None and (folder / "small/run/ensemble/ensemble.json").is_file()
         large = RunStore.open(folder / "large") if made else write_large(folder / "large", args.trials, args.epochs)
+        many = RunStore.open(folder / "many") if made else write_large(folder / "many", args.many, args.epochs)
         small = RunStore.open(folder / "small/run") if made else train_small(folder / "small", args.small)
         verbs = {"status": large, "trials": large, "report": small}
         contestants = {verb: fresh("-m", "raypipe", verb, run.where) for verb, run in verbs.items()}
+        contestants |= {f"{verb} of many": fresh("-m", "raypipe", verb, many.where) for verb in ("status", "report")}
         times = take_turns(contestants | {PEER: fresh("-c", PEER)}, seconds=0.0, rounds=args.rounds)
         opened = opening_seconds(large, args.rounds)
-        size = Path(write_report(small)).stat().st_size
+        sizes = {run.where: Path(write_report(run)).stat().st_size for run in (small, many)}
     report.add_times(found, times | {"open: all records checked": opened})
-    for verb in verbs:
+    for verb in contestants:
         report.add_ratio(found, f"{verb} / `{PEER}`", times[PEER], times[verb])
     report.add_ratio(found, f"open / `{PEER}`", times[PEER], opened)
     for name, goal in GOALS.items():
         seconds = median(opened if name == "open" else times[name])
         report.add_goal(found, f"{name}: {goal:.0f} s / seconds", goal / seconds, 1.0)
-    report.add_goal(found, f"report: {LARGEST / 1e6:.0f} MB / size", LARGEST / size, 1.0)
+    for name, run in {"report": small, "report of many": many}.items():
+        report.add_goal(found, f"{name}: {LARGEST / 1e6:.0f} MB / size", LARGEST / sizes[run.where], 1.0)
     return found
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"trials": 1000, "epochs": 20, "small": 16, "rounds": 3}.items():
+    for name, value in {"trials": 1000, "many": 5000, "epochs": 20, "small": 16, "rounds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--keep", type=Path, help="folder to write the runs to and keep them in, or to read them from")
     report.main(parser, measure, words)

@@ -36,6 +36,8 @@ CHANCE = {
     for name, value in NO_SKILL.items()
 }
 """Score of a prediction without EEG and its label, by metric."""
+MANY = 1000
+"""Marks of a plot beyond which they are drawn as pixels; as shapes they would take most of a page."""
 CORRELATIONS: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1.0, "vmax": 1.0}
 """Colours of correlations, the same in every plot."""
 STYLE: dict[str, Any] = {

@@ -30,7 +30,9 @@ from raypipe.reporting.sections.stores import stores_section
 from raypipe.reporting.sections.time_use import time_section
 from raypipe.reporting.sections.timeline import timeline_section
 from raypipe.reporting.trial_spans import trial_spans
+from raypipe.reporting.trial_table import trials_table
 from raypipe.storage.files import write_atomic
+from raypipe.storage.read_once import ReadOnce
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
 
@@ -62,11 +64,12 @@ def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
 
 def render_report(run: RunStore) -> str:
     """Return the report as HTML."""
+    run = ReadOnce(run)
     ensemble = Ensemble.load(run) if Ensemble.exists(run) else None
     results = run.results()
     # A report is passed on: of a local folder it shows the last two parts only, since the others name its author.
     name = "/".join(run.local.parts[-2:]) if run.local else without_settings(run.where)
-    spans = trial_spans(run, results)
+    spans, table = trial_spans(run, results), trials_table(run)
     sections = [
         result_section(run, ensemble),
         data_section(run),
@@ -75,13 +78,13 @@ def render_report(run: RunStore) -> str:
         *([held_out_section(run, ensemble)] if ensemble else []),
         *([reliability_section(ensemble), ensemble_section(ensemble)] if ensemble else []),
         filters_section(run, ensemble),
-        importance_section(run),
+        importance_section(run, table),
         halving_section(run, results),
         timeline_section(spans),
         outcomes_section(run, results),
         time_section(run, results, spans),
         render_template("next_steps", advice=advise(run, name)),
-        provenance_section(run, results, name),
+        provenance_section(run, results, table, name),
     ]
     return render_template(
         "report",

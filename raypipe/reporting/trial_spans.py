@@ -76,7 +76,7 @@ def _trial_span(run: RunStore, result: TrialResult) -> TrialSpan:
 def _read_starts(run: RunStore, number: int, earliest: float, latest: float) -> list[_Start]:
     """Read the starts of a trial from its log; starts of several workers at about the same time are one."""
     starts: list[_Start] = []
-    for line in read_log(run.folder, number):
+    for line in read_log(run.folder, number, epochs=False):
         found = START_ENTRY.search(line)
         if not found:
             continue

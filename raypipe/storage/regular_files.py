@@ -10,7 +10,7 @@ from typing import BinaryIO
 from raypipe.core.errors import UserError
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading.
 
     Raises

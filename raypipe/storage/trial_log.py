@@ -91,9 +91,19 @@ class LogEntry(NamedTuple):
         return f"{self.stamp[:10]} {self.stamp[11:19]}Z {self.writer}: {self.text}".splitlines()
 
 
-def read_log(folder: Folder, number: int) -> list[str]:
-    """Return the lines of a trial's log in order of time, with a line for each epoch; empty if there is none."""
-    return [line for entry in _read_entries(folder, number) for line in entry.lines]
+def read_log(folder: Folder, number: int, *, epochs: bool = True) -> list[str]:
+    """Return the lines of a trial's log in order of time; empty if there is none.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    number
+        The trial.
+    epochs
+        Whether there is a line for each epoch, for which the trial's history is read.
+    """
+    return [line for entry in _read_entries(folder, number, epochs=epochs) for line in entry.lines]
 
 
 def follow_log(folder: Folder, number: int, alive: Callable[[], bool], pause: float = 1.0) -> Iterator[str]:
@@ -132,7 +142,7 @@ def read_output(folder: Folder) -> str:
     return ""
 
 
-def _read_entries(folder: Folder, number: int) -> list[LogEntry]:
+def _read_entries(folder: Folder, number: int, *, epochs: bool = True) -> list[LogEntry]:
     found = []
     for name in folder.names(trial_file(number, "log")):
         writer = name.rpartition("/")[2].removesuffix(".txt")
@@ -140,6 +150,8 @@ def _read_entries(folder: Folder, number: int) -> list[LogEntry]:
             for entry in _split_entries(folder.read(name).decode(errors="replace")):
                 stamp, text = entry.split(" ", 1)
                 found.append(LogEntry(stamp, writer, text))
+    if not epochs:
+        return sorted(found)
     with contextlib.suppress(FileNotFoundError, UserError):  # other commands report a damaged history
         history = read_record(History, folder, trial_file(number, "history.json"))
         found += [_epoch_entry(epoch) for epoch in history.epochs]

@@ -16,7 +16,7 @@ from raypipe.core.search_space import silence_optuna
 from raypipe.ensembles.labels import metric_label
 from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, DARK, GREY, LIGHT, MUTED, ORANGE, PAPER, STYLE, new_figure
-from raypipe.reporting.trial_table import is_unused, trials_table, varied_parameters
+from raypipe.reporting.trial_table import is_unused, varied_parameters
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ MIN_VALUES = 5
 """Values of a parameter that contours are drawn over."""
 MAX_PARAMETERS = 8
 """Parameters that are drawn."""
+MAX_TRIALS = 400
+"""Trials that importances are computed from, and that have a line: more take long and show no more."""
 _LABEL_BACKGROUND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
-def importance_section(run: RunStore) -> Markup:
-    """Render the section; empty where no trial has a score."""
-    table = trials_table(run)
+def importance_section(run: RunStore, table: pd.DataFrame) -> Markup:
+    """Render the section; empty where no trial has a score. `table` is the `trials_table` of the run."""
     table = table[table["state"].isin(["complete", "stopped", "pruned"]) & table["score"].notna()]
     if not len(table):
         return Markup()
@@ -45,27 +46,29 @@ def importance_section(run: RunStore) -> Markup:
     }
     if not varied_parameters(table) or len(table) < 2:
         return render_template("importance", **values, comparable=False, shares={}, importance=None, parallel=None)
-    shares = importances(trained, run.info.direction) if len(trained) >= MIN_TRIALS else {}
+    some = spread_over(trained, MAX_TRIALS)
+    shares = importances(some, run.info.direction) if len(trained) >= MIN_TRIALS else {}
     names = (list(shares) or varied_parameters(table))[:MAX_PARAMETERS]
     return render_template(
         "importance",
         **values,
         comparable=True,
         shares=shares,
-        importance=_importance_figure(run, trained, names, shares) if shares else None,
+        importance=_importance_figure(run, some, names, shares, _share_of(some, trained)) if shares else None,
         parallel=_parallel_figure(run, table, names),
     )
 
 
 def _importance_figure(
-    run: RunStore, trained: pd.DataFrame, names: Sequence[str], shares: dict[str, float]
+    run: RunStore, trained: pd.DataFrame, names: Sequence[str], shares: dict[str, float], count: str
 ) -> FigureBlock:
     largest = ", ".join(f"{name} {shares[name]:.0%}" for name in names[:3])
+    spaced = ", evenly spaced in the search" if " of " in count else ""
     panels = [Panel(partial(importance_bars, names, shares), f"Importance of parameters: {largest}")]
     caption = (
         "Share of the scores' variance that each parameter explains (functional ANOVA on a random forest of "
-        f"{len(trained)} fully trained trials). It is rough with few trials. A parameter that another one switches off "
-        "counts with its default; one that the trial's model does not have, with the median of the others."
+        f"{count} fully trained trials{spaced}). It is rough with few trials. A parameter that another one switches "
+        "off counts with its default; one that the trial's model does not have, with the median of the others."
     )
     numeric = [name for name in shares if _is_on_an_axis(trained, name)][:2]
     if len(numeric) > 1:
@@ -79,12 +82,17 @@ def _importance_figure(
 
 
 def _parallel_figure(run: RunStore, table: pd.DataFrame, names: Sequence[str]) -> FigureBlock:
+    shown = lines_shown(table, run.info.direction)
     caption = (
         "Parameters and score of each trial, a line each; the best trial is orange, better trials have a stronger blue."
     )
+    if len(shown) < len(table):
+        caption += f" Drawn are {_share_of(shown, table)} trials: the best, and others evenly spaced in the search."
+    table = shown
     if (table["state"] == "pruned").any():
         caption += " Grey, dashed: pruned trials, with their score at that time."
-    if any(is_unused(row, name) for row in table.to_dict("records") for name in names):
+    rows = table.to_dict("records")
+    if any(is_unused(row, name) for row in rows for name in names):
         caption += " A line has no dot on the axis of a parameter that the trial does not use."
     draw = partial(parallel_coordinates, table, names, metric_label(run.info.metric), run.info.direction)
     return draw_figure([Panel(draw, "Parallel coordinates: parameters and score of each trial")], caption)
@@ -92,8 +100,32 @@ def _parallel_figure(run: RunStore, table: pd.DataFrame, names: Sequence[str]) -
 
 def _is_on_an_axis(table: pd.DataFrame, name: str) -> bool:
     """Return whether all trials use a parameter, and its values are numbers between which one can interpolate."""
-    used = not any(is_unused(row, name) for row in table.to_dict("records"))
-    return used and _is_numeric(table[name]) and table[name].nunique() >= MIN_VALUES
+    numeric = _is_numeric(table[name]) and table[name].nunique() >= MIN_VALUES
+    return numeric and not any(is_unused(row, name) for row in table.to_dict("records"))
+
+
+def spread_over(table: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Return at most `limit` rows of a table, evenly spaced, with the first and the last."""
+    if len(table) <= limit:
+        return table
+    return table.iloc[np.unique(np.linspace(0, len(table) - 1, limit).round().astype(int))]
+
+
+def lines_shown(table: pd.DataFrame, direction: str) -> pd.DataFrame:
+    """Return the trials that have a line: all of few; of many, some evenly spaced ones and the best."""
+    some = spread_over(table, MAX_TRIALS)
+    scores = table["score"].where(table["state"] != "pruned").dropna()
+    if len(some) == len(table) or not len(scores):
+        return some
+    best = scores.idxmin() if direction == "minimize" else scores.idxmax()
+    return table.loc[sorted({*some.index, best})]
+
+
+def _share_of(some: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Return how many trials of a table are used, in words."""
+    if len(some) == len(table):
+        return str(len(table))
+    return f"{len(some)} of the {len(table)}"
 
 
 def importances(table: pd.DataFrame, direction: str) -> dict[str, float]:
@@ -213,10 +245,10 @@ def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str,
 
     columns = [*names, "score"]
     figure, (axes,) = new_figure(max(4.1, min(8.4, 1.0 + 0.85 * len(columns))), 3.6)
-    heights = np.full((len(table), len(columns)), np.nan)
+    heights, rows = np.full((len(table), len(columns)), np.nan), table.to_dict("records")
     for place, name in enumerate(columns):
         axes.axvline(place, color=LIGHT, lw=1, zorder=1)
-        with_it = np.array([name == "score" or not is_unused(row, name) for row in table.to_dict("records")])
+        with_it = np.array([name == "score" or not is_unused(row, name) for row in rows])
         if with_it.any():
             heights[with_it, place], ticks = _axis_heights(table[name][with_it], name != "score")
             for height, label in ticks:

@@ -26,7 +26,7 @@ from raypipe.data.preprocessing import flags
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.reporting.page import Table, render_template
-from raypipe.reporting.trial_table import is_unused, trials_table, varied_parameters
+from raypipe.reporting.trial_table import is_unused, varied_parameters
 from raypipe.storage.records import TrialResult, read_options
 from raypipe.storage.run_store import RunStore
 
@@ -36,15 +36,15 @@ _OTHER_OPTIONS = {"trials", "folds", "repeats", "held_out", "seed", "address", "
 """Options of a sweep that are taken from the run's own records, or that depend on the machine."""
 
 
-def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
-    """Render the section; `name` is the run's name in the report."""
+def provenance_section(run: RunStore, results: Sequence[TrialResult], table: pd.DataFrame, name: str) -> Markup:
+    """Render the section; `table` is the `trials_table` of the run, `name` its name in the report."""
     manifests, unknown = read_data_manifests(run)
     ranked = run.ranked(results)
     return render_template(
         "provenance",
         facts=Table(["", ""], _facts(run, results, name), {0, 1}),
         folds=_subjects_by_fold(run.folds),
-        best=_configuration(run, ranked[0].number) if ranked else None,
+        best=_configuration(run, ranked[0].number, table) if ranked else None,
         commands=[
             *_prepare_commands(run, manifests),
             shlex.join(sweep_command(run)),
@@ -181,17 +181,16 @@ def _subjects_by_fold(folds: FoldMap) -> list[tuple[str, str | None]]:
     ]
 
 
-def _configuration(run: RunStore, number: int) -> dict[str, Any]:
+def _configuration(run: RunStore, number: int, table: pd.DataFrame) -> dict[str, Any]:
     """Return a trial's parameters: those that differ from the default or between trials, and the others."""
-    table = trials_table(run)
-    varied = varied_parameters(table)
+    varied, rows = varied_parameters(table), table.to_dict("records")
     default, config = defaults(run.config(number)), flatten(run.config(number))
     changed, unchanged = [], []
     for name, value in config.items():
         usual = _short(default[name]) if name in default else ""  # of a user's network, raypipe knows no defaults
         row = [name, "not used" if is_unused(config, name) else _short(value), usual]
         if name in varied:
-            changed.append([*row, _used_values(table, name)])
+            changed.append([*row, _used_values(table[name], rows)])
         elif name not in default or value != default[name]:
             changed.append([*row, ""])
         else:
@@ -208,10 +207,10 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _used_values(table: pd.DataFrame, name: str) -> str:
+def _used_values(column: pd.Series[Any], rows: Sequence[Mapping[Any, Any]]) -> str:
     """Return the range of a parameter over the trials that use it, or its different values."""
-    used = ~np.array([is_unused(row, name) for row in table.to_dict("records")])
-    values = table[name][used].dropna()
+    used = ~np.array([is_unused(row, str(column.name)) for row in rows])
+    values = column[used].dropna()
     if not len(values):
         return "used by none"
     if all(isinstance(value, Real) and not isinstance(value, bool) for value in values):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -17,6 +17,7 @@ from raypipe.reporting.plotting import (
     CHANCE,
     DARK,
     GREY,
+    MANY,
     MUTED,
     PAPER,
     draw_chance,
@@ -133,7 +134,15 @@ def _plot_scores(
     for state, (marker, face, edge) in _MARKERS.items():
         points = [(x_of(r), r.score or 0.0) for r in scored if r.state == state]
         if points:
-            axes.plot(*zip(*points, strict=True), marker, mfc=face, mec=edge, ms=5.5, ls="none", label=state, zorder=3)
+            style: dict[str, Any] = {
+                "mfc": face,
+                "mec": edge,
+                "ms": 5.5,
+                "ls": "none",
+                "zorder": 3,
+                "rasterized": len(points) > MANY,
+            }
+            axes.plot(*zip(*points, strict=True), marker, label=state, **style)
     draw_chance(axes, run.info.metric)
     axes.set_ylabel(f"out-of-fold {metric_label(run.info.metric)}")
     _limit_scores(axes, run.info.metric, np.array([r.score for r in scored], dtype=float))

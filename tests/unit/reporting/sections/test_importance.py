@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raypipe.core.parameters import parse_config
-from raypipe.reporting.sections.importance import contour_plot, importance_section, importances, parallel_coordinates
+from raypipe.reporting.sections.importance import (
+    contour_plot,
+    importance_section,
+    importances,
+    lines_shown,
+    parallel_coordinates,
+    spread_over,
+)
 from raypipe.reporting.trial_table import is_unused, trials_table
 from tests.support.toys import ToyWindows, add_ended, make_run
 
@@ -58,12 +68,16 @@ def few(tmp_path):
     return made
 
 
+def section_of(run):
+    return importance_section(run, trials_table(run))
+
+
 def test_fewer_than_ten_trials_have_no_importance(few):
-    html = importance_section(few(9))
+    html = section_of(few(9))
     assert "Importances are not computed from 9 fully trained trial(s): 10 are needed" in html
     assert "Importance of parameters" not in html and "Contour" not in html
     assert "Parallel coordinates" in html and "Grey, dashed: pruned" in html
-    html = importance_section(few(10))
+    html = section_of(few(10))
     assert "Importance of parameters" in html and "Parallel coordinates" in html
     assert "Contour" not in html, "one number alone is used by all trials"
     assert "could not be drawn" not in html
@@ -94,9 +108,35 @@ def test_trials_of_several_families_are_compared_and_have_gaps_where_a_model_lac
     table = trials_table(run)
     assert is_unused(table.loc[0].to_dict(), "model/shrinkage") and is_unused(table.loc[7].to_dict(), "model/depth")
     assert {"model/name", "model/shrinkage"} <= set(importances(table, "minimize"))
-    html = importance_section(run)
+    html = section_of(run)
     assert "A line has no dot" in html
     (axes,) = parallel_coordinates(table, ["model/shrinkage"], "NRMSE", "minimize").axes
     lines = [line for line in axes.get_lines() if line.get_marker() == "o"]
     assert len(lines) == 12 and all(line.get_xdata()[-1] == 1 for line in lines), "every model has a score"
     assert "Contour" not in html, "a model lacks each number of the other"
+
+
+def test_of_many_trials_some_have_a_line_and_the_best_one_always(few, monkeypatch):
+    from raypipe.reporting.sections import importance
+
+    run = few(30)
+    table = trials_table(run)
+    assert len(lines_shown(table, "minimize")) == len(table) == 32, "all of few trials"
+    monkeypatch.setattr(importance, "MAX_TRIALS", 12)
+    table.loc[17, "score"] = 0.5
+    shown = lines_shown(table, "minimize")
+    assert 17 in shown.index and len(shown) in (12, 13) and {0, 31} <= set(shown.index)
+    assert shown.index.is_monotonic_increasing
+    html = importance_section(run, table)
+    assert "12 of the 30 fully trained trials, evenly spaced in the search" in html
+    assert f"Drawn are {len(shown)} of the 32 trials: the best, and others evenly spaced in the search" in html
+    assert "could not be drawn" not in html
+
+
+@given(count=st.integers(1, 200), limit=st.integers(2, 50))
+def test_rows_are_spread_over_the_table(count, limit):
+    table = pd.DataFrame({"score": range(count)})
+    rows = spread_over(table, limit)["score"].tolist()
+    assert len(rows) == min(count, limit) and rows[0] == 0 and rows[-1] == count - 1
+    gaps = np.diff(rows)
+    assert not len(gaps) or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)

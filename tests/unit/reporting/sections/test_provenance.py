@@ -18,6 +18,7 @@ from raypipe.data.manifest import Settings
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting.sections.provenance import prepare_command, provenance_section, sweep_command
+from raypipe.reporting.trial_table import trials_table
 from raypipe.search.run_setup import open_run
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
@@ -27,7 +28,7 @@ from tests.support.toys import ToyWindows, add_ended, make_run, write_store
 
 
 def section(run):
-    return provenance_section(run, run.results(), "a/run")
+    return provenance_section(run, run.results(), trials_table(run), "a/run")
 
 
 def test_the_command_lines_give_the_same_folds_and_space(twelve):

@@ -11,6 +11,7 @@ from raypipe.reporting.sections.search import search_section
 from raypipe.reporting.sections.time_use import time_section
 from raypipe.reporting.sections.timeline import timeline, timeline_section
 from raypipe.reporting.trial_spans import trial_spans
+from raypipe.reporting.trial_table import trials_table
 from tests.support.toys import ToyWindows, add_ended, make_run
 
 
@@ -21,7 +22,7 @@ def test_halving_saved_the_epochs_that_its_trials_had_left(twelve):
 def test_sections_show_what_the_run_has(twelve):
     results = twelve.results()
     sections = [
-        importance_section(twelve),
+        importance_section(twelve, trials_table(twelve)),
         halving_section(twelve, results),
         timeline_section(trial_spans(twelve, results)),
     ]
@@ -36,10 +37,14 @@ def test_sections_show_what_the_run_has(twelve):
 def test_sections_without_content_are_empty(tmp_path):
     run = make_run(tmp_path / "run", ToyWindows())
     assert (
-        importance_section(run) == halving_section(run, []) == timeline_section([]) == time_section(run, [], []) == ""
+        importance_section(run, trials_table(run))
+        == halving_section(run, [])
+        == timeline_section([])
+        == time_section(run, [], [])
+        == ""
     )
     add_ended(run, 0, 1.0)
-    assert "1 trial(s) with a score: there is nothing to compare" in importance_section(run)
+    assert "1 trial(s) with a score: there is nothing to compare" in importance_section(run, trials_table(run))
 
 
 def test_a_trial_of_one_epoch_has_no_learning_curve(tmp_path):
