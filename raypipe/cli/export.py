@@ -13,9 +13,6 @@ from raypipe.core.errors import UserError
 from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from raypipe.storage.run_store import RunStore
 
 PANEL = "Ensembles and export"

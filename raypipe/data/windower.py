@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from raypipe.data.target_base import Labels, Segment, Segments, Target, Value, W
 from raypipe.recordings.channels import EegChannels, eeg_channels
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, Span, UnreadableRecordingError
-
-if TYPE_CHECKING:
-    pass
 
 PIECE_BYTES = 1 << 25
 """Bytes of float64 signal that are read at a time. Filtering and resampling use a few times as much memory."""

@@ -93,13 +93,16 @@ def record_evaluation(run: RunStore, windows: WindowStore, trials: list[int], me
         return own
     look = Look(run=run.run_id, where=run.where, time=time.time(), people=run.folds.held_out)
     name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+    uncounted = []
     for place in registries:
         try:
             write_record(open_folder(place), name, look)
         except DiskFullError:
             raise
         except (OSError, StorageError) as error:
-            return own._replace(uncounted=f"{place} cannot be written ({error.__class__.__name__})")
+            uncounted.append(f"{place} cannot be written ({error.__class__.__name__})")
+    if uncounted:
+        return own._replace(uncounted="; ".join(uncounted))
     found = _count(read_looks(windows), run)
     return found._replace(times=max(found.times, own.times))
 

@@ -63,24 +63,14 @@ def run_facts(store: RunStore) -> RunFacts:
 
     status = read_status(store)
     states = ", ".join(f"{n} {state}" for state, n in status.states.most_common())
-    best = best_trial(store)
+    ranked = store.ranked()
+    best = f"{ranked[0].score:.4g} (trial {ranked[0].number})" if ranked else ""
     times = len(read_evaluations(store))
     return RunFacts(
         trials=f"{len(status.rows)} of {status.planned} trials" + (f" ({states})" if states else ""),
-        best="" if best is None else f"best {metric_label(store.info.metric)} {best[1]:.4g} (trial {best[0]})",
+        best=f"best {metric_label(store.info.metric)} {best}" if best else "",
         held_out="held-out people not scored yet" if not times else f"held-out people scored {times} time(s)",
     )
-
-
-def best_trial(store: RunStore) -> tuple[int, float] | None:
-    """Return number and score of the best trial with out-of-fold predictions; None if there is none."""
-    from raypipe.core.metrics import get_metric
-
-    sign = get_metric(store.info.metric).sign
-    scored = [
-        (sign * r.score, r.number, r.score) for r in store.results() if r.score is not None and r.state != "failed"
-    ]
-    return None if not scored else (min(scored)[1], min(scored)[2])
 
 
 def run_html(store: RunStore) -> str:

@@ -7,7 +7,6 @@ import pandas as pd
 
 from raypipe.core.errors import UserError
 from raypipe.data.window_cache import open_windows
-from raypipe.reporting.notebook import best_trial
 from raypipe.storage.run_store import RunStore
 
 
@@ -20,10 +19,10 @@ def oof_table(run: RunStore, number: int | None) -> pd.DataFrame:
         The trial, or where none is named any trial, has no predictions; they are damaged; or the windows are missing.
     """
     if number is None:
-        best = best_trial(run)
-        if best is None:
+        ranked = run.ranked()
+        if not ranked:
             raise UserError(f"{run.where}: no trial has a score yet, so there are no out-of-fold predictions")
-        number = best[0]
+        number = ranked[0].number
     oof, windows, classes = run.oof(number), open_windows(run.info.data), run.info.classes
     targets = windows.targets[oof.windows]
     names = np.array(classes, dtype=object)

@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from raypipe.data.manifest import Manifest
 from raypipe.data.preprocessing import flags
-from raypipe.data.window_cache import open_windows
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label
 from raypipe.reporting.page import Table, format_score, render_template
+from raypipe.reporting.run_windows import open_run_windows
 from raypipe.reporting.sections.provenance import read_data_manifests
 from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore
@@ -25,7 +25,7 @@ def stores_section(run: RunStore, results: Sequence[TrialResult], ensemble: Ense
         return Markup()
     manifests, _ = read_data_manifests(run)
     store_of = {number: run.config(number).data.store for number in run.numbers()}
-    ranked = run.ranked(results)
+    ranked, windows = run.ranked(results), open_run_windows(run)
     members = [store_of[trial] for trial in ensemble.trials] if ensemble else []
     rows = []
     for name in names:
@@ -46,7 +46,7 @@ def stores_section(run: RunStore, results: Sequence[TrialResult], ensemble: Ense
         rows=Table([*head, *(["trials in the ensemble"] if ensemble else [])], rows, {0, 1}),
         best=(store_of[ranked[0].number], ranked[0].number) if ranked else None,
         first=names[0],
-        left_out=open_windows(run.info.data).left_out_line() if manifests else "",
+        left_out="" if isinstance(windows, str) else windows.left_out_line(),
     )
 
 

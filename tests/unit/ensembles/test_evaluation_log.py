@@ -110,3 +110,14 @@ def test_a_store_that_cannot_be_written_counts_the_runs_own_looks_and_says_so(tm
     (tmp_path / "store.looks").write_text("in the way, as a read-only folder is")
     found = record_evaluation(run, store, [0], "auto")
     assert found.times == 1 and "store.looks cannot be written" in found.uncounted
+
+
+def test_of_several_stores_those_that_can_be_written_keep_the_look(tmp_path):
+    stores, run = _Store(tmp_path / "one"), _run(tmp_path / "a", ["s00"], "a")
+    stores.places = [str(tmp_path / name) for name in ("one", "other")]
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one.looks").write_text("in the way")
+    found = record_evaluation(run, stores, [0], "auto")
+    assert "one.looks cannot be written" in found.uncounted and "other.looks" not in found.uncounted
+    assert len(read_looks(_Store(tmp_path / "other"))) == 1

@@ -93,6 +93,14 @@ def test_the_report_says_what_is_left_out_everywhere(tmp_path):
     assert "Left out everywhere, since not all stores have them: windows 8 of store all." in render_report(run)
 
 
+def test_the_report_of_stores_without_their_windows_is_written(tmp_path):
+    stores = {name: write_store(tmp_path / name, ToyWindows()) for name in ("one", "other")}
+    both = open_windows(stores)
+    run = make_run(tmp_path / "run", both, data=both.where)
+    (tmp_path / "other" / "windows.csv").unlink()
+    assert "Stores" in render_report(run)
+
+
 def test_stores_under_other_names_are_refused(run):
     places = dict(part.split("=") for part in run.info.data.split(","))
     with pytest.raises(UserError, match="not the windows that"):
