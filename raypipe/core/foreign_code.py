@@ -84,7 +84,7 @@ def describe_code_error(error: BaseException, file: str) -> str:
     kind = type(error).__name__
     try:
         message = first_line(error)
-    except Exception:
+    except Exception:  # of any type: the text of an error is made by users' code too
         message = ""
     return _line_of(error, file) + (kind if message in ("", kind) else f"{kind}: {message}")
 

@@ -189,11 +189,11 @@ def _answer(pickled: bytes) -> bytes:
     try:
         function, arguments = pickle.loads(pickled)
         return pickle.dumps((True, _call(function, arguments)))
-    except Exception as error:
+    except Exception as error:  # of any type: the caller gets it
         error.add_note("".join(traceback.format_exception(error)).rstrip())
         try:
             answer = pickle.dumps((False, error))
             pickle.loads(answer)  # an exception whose constructor takes other arguments can be pickled only
-        except Exception:
+        except Exception:  # of any type: classes of errors say how they are pickled
             return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}\n{error.__notes__[-1]}")))
         return answer

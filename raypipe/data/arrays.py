@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import UserError, first_line
 from raypipe.core.metrics import Kind, metric_for
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import Ledger
@@ -236,7 +236,7 @@ def array_blocks(x: Any, total: int | None) -> Iterator[NDArray[Any]]:
     if not hasattr(x, "shape"):
         if not isinstance(x, Iterable):
             raise UserError(f"X is a {type(x).__name__}: it needs an array (windows, channels, samples)")
-        yield from (_three_axes(np.asarray(each)) for each in x)
+        yield from map(_three_axes, x)
         return
     if len(x.shape) != 3:
         raise UserError(f"X has the shape {tuple(x.shape)}: it needs three axes (windows, channels, samples)")
@@ -246,7 +246,12 @@ def array_blocks(x: Any, total: int | None) -> Iterator[NDArray[Any]]:
     yield from (np.asarray(x[start : start + step]) for start in range(0, x.shape[0], step))
 
 
-def _three_axes(block: NDArray[Any]) -> NDArray[Any]:
+def _three_axes(given: Any) -> NDArray[Any]:
+    """Return windows, or one window, with three axes."""
+    try:
+        block = np.asarray(given)
+    except ValueError as error:
+        raise UserError(f"X yields a {type(given).__name__} that is no array ({first_line(error)})") from None
     if block.ndim == 2:
         return block[None]
     if block.ndim != 3:

@@ -89,12 +89,11 @@ class NamedStores(StoreView):
                 f"--data {join_stores({name: store.where for name, store in stores.items()})}: no window is in all "
                 "stores; they must be prepared from the same recordings with the same windows"
             )
-        self._views = {name: StoreView(store, rows[name], name) for name, store in stores.items()}
-        for name, view in self._views.items():
-            _check_labels(first_name, self._views[first_name], name, view)
-        views, names = self._views, tuple(stores)
+        views = {name: StoreView(store, rows[name], name) for name, store in stores.items()}
+        for name, view in views.items():
+            _check_labels(first_name, views[first_name], name, view)
         super().__init__(first, rows[first_name])
-        self._views, self._names = views, names
+        self._views = views
         self.left_out = {name: len(store) - len(self) for name, store in stores.items()}
         self.where = join_stores({name: store.where for name, store in stores.items()})
         self.data_hash = hash_of_stores({name: store.data_hash for name, store in stores.items()})
@@ -105,7 +104,7 @@ class NamedStores(StoreView):
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the stores."""
-        return self._names
+        return tuple(self._views)
 
     @property
     def places(self) -> list[str]:

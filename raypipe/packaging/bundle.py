@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,23 @@ from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
 from raypipe.models.ensemble import EnsembleModule
+from raypipe.packaging.bundle_files import CARD, RECORD, TENSORS, empty_folder, require_bundle_files
 from raypipe.packaging.bundle_info import BundleInfo, Recipe
 from raypipe.packaging.contents import describe, read_networks
 from raypipe.packaging.model_card import model_card
 from raypipe.packaging.network_spec import NetworkSpec
 from raypipe.packaging.store_modules import StoreModules, layout_of_stores
 from raypipe.packaging.weights import check_tensors, max_file_bytes, weights_layout
-from raypipe.storage.files import LocalFolder, write_record
+from raypipe.storage.files import write_record
 from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import digest
-from raypipe.storage.regular_files import open_regular, read_regular
+from raypipe.storage.regular_files import read_regular
 from raypipe.storage.run_store import RunStore
 from raypipe.training.device import parse_device
 from raypipe.training.transfer import to_device
 
-RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
-FILES = (RECORD, TENSORS, CARD)
-_PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin")
+BATCH_SIZE = 64
+"""Windows that are computed at a time."""
 
 
 def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows: WindowStore | None = None) -> Path:
@@ -65,7 +64,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     from safetensors.torch import save
 
     path = Path(out)
-    folder = _bundle_folder(path)
+    folder = empty_folder(path)
     windows = open_windows(run.info.data) if windows is None else windows
     networks = read_networks(run, ensemble, windows)
     info = describe(run, ensemble, windows, networks)
@@ -76,17 +75,6 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     checksums = {name: digest(data) for name, data in files.items()}
     write_record(folder, RECORD, info.model_copy(update={"sha256": checksums}))
     return path
-
-
-def _bundle_folder(path: Path) -> LocalFolder:
-    """Open a folder that is new, empty or a bundle."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: a file; a bundle is a folder")
-    folder = LocalFolder(path)
-    foreign = [name for name in folder.names() if name not in FILES]
-    if foreign:
-        raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
-    return folder
 
 
 class LoadedEnsemble:
@@ -181,7 +169,7 @@ class LoadedEnsemble:
         self,
         x_NCT: NDArray[Any] | Mapping[str, NDArray[Any]],
         *,
-        batch_size: int = 64,
+        batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> NDArray[np.float32]:
         """Predict windows.
@@ -292,7 +280,7 @@ def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = F
     folder = Path(path).expanduser()
     if not (folder / RECORD).exists():
         raise UserError(f"{path}: no bundle ({RECORD} is missing); make one with: raypipe export RUN OUT")
-    _require_bundle_files(folder)
+    require_bundle_files(folder)
     info = BundleInfo.parse(read_regular(folder / RECORD, BundleInfo.max_bytes), f"{path}/{RECORD}")
     spec = info.networks()
     _trust(info, spec, str(path), trust_code)
@@ -330,23 +318,3 @@ def _trust(info: BundleInfo, spec: NetworkSpec, path: str, trusted: bool) -> Non
         source = SourceFile(model.name.rpartition(":")[0], info.sources.get(model.code, ""))
         if keep_source(source) != model.code:
             raise UserError(f"{path}/{RECORD}: the source of {model.name} is missing, or not the one of its members")
-
-
-def _require_bundle_files(path: Path) -> None:
-    """Refuse a folder with other files than a bundle's."""
-    for folder, _, files in os.walk(path):
-        for file in sorted(files):
-            name = (Path(folder) / file).relative_to(path).as_posix()
-            if name not in FILES:
-                kind = ": a pickle, which may run code when it is read" if _is_pickle(path / name) else ""
-                raise UserError(f"{path}/{name}{kind}: not part of a bundle; remove it if you put it there")
-
-
-def _is_pickle(path: Path) -> bool:
-    try:
-        with open_regular(path) as file:
-            head = file.read(2)
-    except (UserError, OSError):
-        head = b""
-    protocols = (b"\x02", b"\x03", b"\x04", b"\x05")
-    return path.suffix.lower() in _PICKLE_SUFFIXES or (head[:1] == b"\x80" and head[1:] in protocols)

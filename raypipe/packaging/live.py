@@ -20,10 +20,10 @@ from raypipe.core.errors import UserError
 from raypipe.data.kept_windows import Losses, kept_of
 from raypipe.data.live_reader import LiveReader
 from raypipe.data.piece_reader import PieceReader, filter_length
-from raypipe.data.scales import MAX_RATIO
 from raypipe.data.windower import ACROSS_A_GAP, MISSING_SAMPLES, SHORT_PART, cut_windows
 from raypipe.packaging.bundle import LoadedEnsemble
 from raypipe.packaging.live_checks import check_bundle, check_rate, live_channels
+from raypipe.packaging.scale_check import has_other_scale
 from raypipe.recordings.live import JITTER, LiveSignal, SampleSource, StampCheck, split_at
 from raypipe.recordings.recording import Recording
 
@@ -263,9 +263,9 @@ class LivePredictor:
         return LiveWindow(self._stamp_of(number), predictions[0], label)
 
     def _has_other_scale(self, crop_NCT: NDArray[np.float32]) -> bool:
-        """Return whether the samples of a window are not of the unit of the bundle's data; as `predict` checks it."""
+        """Return whether the samples of a window are of another scale than the bundle's data, and say so once."""
         usual, own = self.ensemble.info.scale, float(np.median(crop_NCT.std(axis=2)))
-        is_other = usual > 0 and own > 0 and not 1 / MAX_RATIO < own / usual < MAX_RATIO
+        is_other = has_other_scale(usual, own)
         if is_other and not self._losses.counts[OTHER_SCALE]:
             self._say(
                 f"A window's samples spread over {own:.3g} uV, those of the bundle's data over {usual:.3g} uV: such "

@@ -26,7 +26,7 @@ from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.packaging.bundle_info import BundleInfo, Recipe
 from raypipe.packaging.predict_people import people_table, require_people
 from raypipe.packaging.predict_stores import predict_by_store
-from raypipe.packaging.predict_windows import WindowFacts, holds_windows, predict_windows
+from raypipe.packaging.predict_windows import WindowFacts, holds_windows, predict_windows, with_predictions
 from raypipe.packaging.roles import UNKNOWN, role_of
 from raypipe.packaging.scale_check import check_scale
 from raypipe.recordings.layout import recording_from_file
@@ -35,7 +35,6 @@ from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.storage.files import write_atomic
 
-BATCH_SIZE = 64
 PredictionLevel = Literal["window", "recording", "subject"]
 """What a row of the table is of."""
 
@@ -113,20 +112,7 @@ def predict(
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
     if level == "subject":
         require_people(ensemble)
-    target = parse_target(ensemble.info.prepare)
-    given = WindowFacts(subject, ch_names, sfreq, unit)
-    if raws := raws_in(recordings):
-        replace(given, subject=None).check_unused()
-        present = raw_recordings(raws, subject)
-        where = ", ".join(each.key for each in present)
-        table = _predict_recordings(ensemble, where, present, {}, target, level, progress)
-    elif holds_windows(recordings, isinstance(target, GivenTarget)):
-        table = predict_windows(ensemble, recordings, given, level, progress)
-    else:
-        given.check_unused()
-        table = _predict_recordings(
-            ensemble, str(recordings), *_find_recordings(recordings, target), target, level, progress
-        )
+    table = _predict_any(ensemble, recordings, WindowFacts(subject, ch_names, sfreq, unit), level, progress)
     if level == "subject":
         said = table.attrs
         table = people_table(ensemble, table)
@@ -135,6 +121,21 @@ def predict(
         text = table.to_csv(index=False, float_format="%.7g")
         write_atomic(Path(out_csv), lambda file: file.write(text.encode()))
     return table
+
+
+def _predict_any(
+    ensemble: LoadedEnsemble, given: Any, facts: WindowFacts, level: str, progress: Progress | None
+) -> pd.DataFrame:
+    """Return the table of Raws, windows, a file or a folder; `facts` are checked to fit them."""
+    target = parse_target(ensemble.info.prepare)
+    if raws := raws_in(given):
+        replace(facts, subject=None).check_unused()
+        found = raw_recordings(raws, facts.subject)
+        return _predict_recordings(ensemble, ", ".join(each.key for each in found), found, {}, target, level, progress)
+    if holds_windows(given, isinstance(target, GivenTarget)):
+        return predict_windows(ensemble, given, facts, level, progress)
+    facts.check_unused()
+    return _predict_recordings(ensemble, str(given), *_find_recordings(given, target), target, level, progress)
 
 
 def _predict_recordings(
@@ -238,7 +239,7 @@ def _predict_windows(
     # Windows are cut from one part of the recording at a time, so that memory does not grow with its length.
     for part in cut:
         tables.append(part.table)
-        parts.append(ensemble.predict(part.crops, batch_size=BATCH_SIZE))
+        parts.append(ensemble.predict(part.crops))
         spreads += part.spreads.tolist()
     check_scale(ensemble.info.scale, recording, spreads)
     return pd.concat(tables[1:] or tables, ignore_index=True), np.concatenate(parts), left_out
@@ -264,7 +265,4 @@ def _predict_recording(
     elif level != "recording":
         table["onset"] = rows["onset"]
     table["role"] = role_of(ensemble, recording) if recording.subject else UNKNOWN
-    table[ensemble.columns] = predictions
-    if ensemble.classes:
-        table["prediction"] = ensemble.decide(predictions)
-    return table, +left_out
+    return with_predictions(ensemble, table, predictions), +left_out

@@ -14,13 +14,11 @@ from raypipe.data.kept_windows import windows_of
 from raypipe.data.named_stores import common_rows, row_keys
 from raypipe.data.targets import parse_target
 from raypipe.data.windower import ROW_COLUMNS
-from raypipe.packaging.bundle import LoadedEnsemble, check_windows
+from raypipe.packaging.bundle import BATCH_SIZE, LoadedEnsemble, check_windows
 from raypipe.packaging.bundle_info import Recipe
 from raypipe.packaging.scale_check import check_scale
 from raypipe.packaging.store_modules import StoreModules, StorePredictions
 from raypipe.recordings.recording import Recording
-
-BATCH_SIZE = 64
 
 
 def predict_by_store(

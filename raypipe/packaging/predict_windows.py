@@ -23,12 +23,11 @@ from raypipe.data.given_labels import read_subjects, recording_keys
 from raypipe.data.given_windows import check_channel_names, given_recording
 from raypipe.data.plan import RATE_TOLERANCE
 from raypipe.data.preprocessing import flags
-from raypipe.data.scales import MAX_RATIO
 from raypipe.data.windower import MISSING_SAMPLES
 from raypipe.packaging.bundle import LoadedEnsemble
 from raypipe.packaging.roles import UNKNOWN, role_of
+from raypipe.packaging.scale_check import has_other_scale
 
-BATCH_SIZE = 64
 NOT_APPLIED = "the given windows are taken as they are, so they must have had what the bundle's data had: {}"
 _EPOCHS_FILE = re.compile(r"[-_]epo(?:-\d+)?\.fif(?:\.gz)?$", re.IGNORECASE)
 
@@ -102,12 +101,7 @@ def predict_windows(
     if ensemble.info.prepare.preprocessing.align:
         raise UserError("this bundle aligns the windows of each recording, so it predicts recordings only")
     left_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    blocks: Iterator[_Block]
-    total: int | None
-    if _are_epochs(given):
-        blocks, total = _epochs_blocks(ensemble, find_epochs(given), facts, left_out)
-    else:
-        blocks, total = _array_blocks(ensemble, given, facts)
+    blocks, total = _blocks(ensemble, given, facts, left_out)
     parts: list[pd.DataFrame] = []
     spreads: defaultdict[str, list[float]] = defaultdict(list)
     done = 0
@@ -131,6 +125,15 @@ def predict_windows(
         found.attrs["not_applied"] = NOT_APPLIED.format(" ".join(steps))
         warnings.warn(found.attrs["not_applied"], stacklevel=3)
     return found
+
+
+def _blocks(
+    ensemble: LoadedEnsemble, given: Any, facts: WindowFacts, left_out: defaultdict[str, Counter[str]]
+) -> tuple[Iterator[_Block], int | None]:
+    """Return windows in blocks, and their number where it is known; what epochs lost is added to `left_out`."""
+    if _are_epochs(given):
+        return _epochs_blocks(ensemble, find_epochs(given), facts, left_out)
+    return _array_blocks(ensemble, given, facts)
 
 
 def _are_epochs(given: object) -> bool:
@@ -247,16 +250,17 @@ def _predict_block(
     for place in np.flatnonzero(~is_whole_N).tolist():
         left_out[block.keys[place]][MISSING_SAMPLES] += 1
     kept = np.flatnonzero(is_whole_N).tolist()
-    predictions = ensemble.predict(x_NCT[is_whole_N], batch_size=BATCH_SIZE).astype(float)
+    predictions = ensemble.predict(x_NCT[is_whole_N]).astype(float)
     for place, spread in zip(kept, np.median(x_NCT[is_whole_N].std(axis=2), axis=1).tolist(), strict=True):
         spreads[block.keys[place]].append(spread)
     known = {key: _known(ensemble, key, who) for key, who in zip(block.keys, block.subjects, strict=True)}
     rows = [known[block.keys[place]] | {"onset": block.onsets[place]} for place in kept]
     table = pd.DataFrame(rows, columns=["recording", "subject", "session", "task", "run", "onset", "role"])
-    return _with_predictions(ensemble, table, predictions)
+    return with_predictions(ensemble, table, predictions)
 
 
-def _with_predictions(ensemble: LoadedEnsemble, table: pd.DataFrame, predictions: NDArray[Any]) -> pd.DataFrame:
+def with_predictions(ensemble: LoadedEnsemble, table: pd.DataFrame, predictions: NDArray[Any]) -> pd.DataFrame:
+    """Add the columns of predictions (N, outputs) to a table, and return it."""
     table[ensemble.columns] = predictions
     if ensemble.classes:
         table["prediction"] = ensemble.decide(predictions)
@@ -291,7 +295,7 @@ def _check_scales(ensemble: LoadedEnsemble, spreads: dict[str, list[float]]) -> 
     usual = ensemble.info.scale
     for key, own in spreads.items():
         scale = float(np.median(own))
-        if usual > 0 and scale > 0 and not 1 / MAX_RATIO < scale / usual < MAX_RATIO:
+        if has_other_scale(usual, scale):
             raise UserError(
                 f"{key}: its samples spread over {scale:.3g} uV, those that the bundle was trained on over {usual:.3g} "
                 "uV; arrays and epochs are in volts (unit='uV' says otherwise of arrays)"
@@ -303,4 +307,4 @@ def _means(ensemble: LoadedEnsemble, table: pd.DataFrame) -> pd.DataFrame:
     by = table.groupby("recording", sort=False)
     means = by.first()[["subject", "session", "task", "run"]].assign(windows=by.size())
     means["role"] = by["role"].first()
-    return _with_predictions(ensemble, means.reset_index(), by[ensemble.columns].mean().to_numpy())
+    return with_predictions(ensemble, means.reset_index(), by[ensemble.columns].mean().to_numpy())

@@ -52,7 +52,7 @@ def stream(
     device
         Where a bundle's folder is run, ``cpu`` or ``cuda``.
     say
-        Called with sentences on the stream; None of them is needed to read predictions. Default: standard error.
+        Called with sentences on the stream, which are not part of the predictions. Default: standard error.
 
     Returns
     -------

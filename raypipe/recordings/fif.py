@@ -49,6 +49,11 @@ class RawSignal(Signal):
             for name, kind in zip(self._raw.ch_names, types, strict=True)
         )
 
+    @property
+    def first_sample(self) -> int:
+        """Return the number of the first sample by the clock of the acquisition, which starts before a FIF file."""
+        return int(self._raw.first_samp)
+
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """Return the stretches between skips and joins."""
@@ -102,19 +107,14 @@ class FifSignal(RawSignal):
     """
 
     def __init__(self, path: Path) -> None:
-        raw = read_raw(path)
+        import mne
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            raw = mne.io.read_raw_fif(path, preload=False, allow_maxshield=True, verbose="ERROR")
         for part in raw.filenames:
             _check_whole(Path(part))
         super().__init__(raw, path)
-
-
-def read_raw(path: Path) -> Any:
-    """Return a FIF file as MNE reads it, without its samples."""
-    import mne
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return mne.io.read_raw_fif(path, preload=False, allow_maxshield=True, verbose="ERROR")
 
 
 def _check_whole(path: Path) -> None:

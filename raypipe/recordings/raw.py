@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from raypipe.core.errors import UserError
-from raypipe.recordings.fif import RawSignal, companions, read_raw
+from raypipe.recordings.fif import RawSignal, companions
+from raypipe.recordings.formats import open_signal
 from raypipe.recordings.layout import recording_at
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, UnreadableRecordingError
@@ -60,9 +64,19 @@ class RawRecording(Recording):
 
 
 def raws_in(value: object) -> list[Any]:
-    """Return the Raw that a value is, or those that a list of them has; else none. MNE is not imported."""
+    """Return the Raw that a value is, or those that a list of them has; else none. MNE is not imported.
+
+    Raises
+    ------
+    UserError
+        A list has Raws and something else.
+    """
     if isinstance(value, list | tuple):
-        return list(value) if value and all(map(_is_raw, value)) else []
+        raws = [each for each in value if _is_raw(each)]
+        if 0 < len(raws) < len(value):
+            other = next(type(each).__name__ for each in value if not _is_raw(each))
+            raise UserError(f"a list of Raws and a {other}: all must be Raws; predict the others on their own")
+        return raws
     return [value] if _is_raw(value) else []
 
 
@@ -70,7 +84,7 @@ def _is_raw(value: object) -> bool:
     return any(kind.__name__ == "BaseRaw" and kind.__module__.startswith("mne.") for kind in type(value).__mro__)
 
 
-def raw_recordings(raws: Sequence[Any], subjects: Sequence[str] | str | None = None) -> list[Recording]:
+def raw_recordings(raws: Sequence[Any], subjects: ArrayLike | None = None) -> list[Recording]:
     """Return recordings of Raws.
 
     Parameters
@@ -85,8 +99,7 @@ def raw_recordings(raws: Sequence[Any], subjects: Sequence[str] | str | None = N
     UserError
         Names are not as many as Raws, or two Raws are of one recording.
     """
-    names: list[str | None]
-    names = [subjects] * len(raws) if subjects is None or isinstance(subjects, str) else [str(who) for who in subjects]
+    names = _names_of(subjects, len(raws))
     if len(names) != len(raws):
         raise UserError(f"subject: {len(names)} names for {len(raws)} Raws; give one for each")
     found: list[Recording] = []
@@ -97,6 +110,13 @@ def raw_recordings(raws: Sequence[Any], subjects: Sequence[str] | str | None = N
     if twice:
         raise UserError(f"{twice[0]}: two Raws are of this recording; predict one after the other")
     return found
+
+
+def _names_of(subjects: ArrayLike | None, n: int) -> list[str | None]:
+    if subjects is None:
+        return [None] * n
+    names = np.asarray(subjects).astype(str)
+    return [str(names)] * n if names.ndim == 0 else names.ravel().tolist()
 
 
 def _recording_of(raw: Any, number: int) -> Recording:
@@ -118,6 +138,6 @@ def _file_of(raw: Any) -> Path | None:
 
 
 def _begins_later(raw: Any, path: Path) -> bool:
-    """Return whether a Raw was cropped at its start."""
-    first = read_raw(path).first_samp if path.suffix.lower() == ".fif" else 0
-    return bool(raw.first_samp != first)
+    """Return whether a Raw was cropped at its start; raises UnreadableRecordingError if its file cannot be read."""
+    signal = open_signal(path) if path.suffix.lower() == ".fif" else None
+    return bool(raw.first_samp != (signal.first_sample if isinstance(signal, RawSignal) else 0))

@@ -82,7 +82,7 @@ def unseal(data: bytes, name: str) -> tuple[bytes, str]:
         raise CheckpointError(f"{name}: truncated or altered (its checksum differs)")
     try:
         return content, str(_header(content)[0][_METADATA][_STATE])
-    except Exception as error:
+    except Exception as error:  # of any type: its checksum is right, so that somebody has made it up
         raise forged(name, error) from None
 
 
@@ -99,7 +99,7 @@ def read_raw(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
         header, start = _header(content)
         tensors = {key: _raw(each, content, start) for key, each in header.items() if key != _METADATA}
         return unflatten(state, tensors)
-    except Exception as error:
+    except Exception as error:  # as in `unseal`
         raise forged(name, error) from None
 
 

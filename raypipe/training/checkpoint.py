@@ -50,7 +50,7 @@ def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
     content, state = unseal(data, name)
     try:
         return unflatten(state, load(content))
-    except Exception as error:  # its checksum is right; safetensors has no common base class for its errors
+    except Exception as error:  # as in `unseal`
         raise forged(name, error) from None
 
 

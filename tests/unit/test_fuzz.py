@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from raypipe.cli.doctor import diagnose
 from raypipe.core.errors import UserError
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.packaging.bundle import RECORD, TENSORS, export_bundle, load_ensemble
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.bundle_files import RECORD, TENSORS
 from raypipe.packaging.check import check_submission
 from raypipe.packaging.manifest import MANIFEST
 from raypipe.packaging.submission import export_submission

@@ -18,7 +18,8 @@ from safetensors.torch import save
 
 from raypipe.cli import app
 from raypipe.core.errors import UserError
-from raypipe.packaging.bundle import FILES, RECORD, TENSORS, export_bundle, load_ensemble
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.bundle_files import FILES, RECORD, TENSORS
 from raypipe.packaging.check import check_submission
 from raypipe.storage.records import digest
 from raypipe.storage.run_store import RunStore

@@ -185,6 +185,7 @@ WRONG = {
     "X holds 59 windows, subject has 60 values: both need": {"X_NCT": iter(X[:59])},
     "X holds more windows than subject has values (60)": {"X_NCT": iter([X, X])},
     "X yields an array of the shape (100,)": {"X_NCT": iter(X[0])},
+    "X yields a list that is no array (setting an array element": {"X_NCT": iter([[[1.0, 2.0], [3.0]]])},
     "X holds no window": {"X_NCT": iter([])},
     "X: windows from 0 on have 100 channels and 4 samples, ch_names has 4": {"X_NCT": X.transpose(0, 2, 1)},
     "X: windows from 30 on have 4 channels and 90 samples, those before 100": {"X_NCT": iter([X[:30], X[30:, :, :90]])},

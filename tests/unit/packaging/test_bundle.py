@@ -12,7 +12,8 @@ from raypipe.core.errors import UserError
 from raypipe.core.network_config import ConformerConfig
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.from_config import build_model
-from raypipe.packaging.bundle import CARD, RECORD, TENSORS, export_bundle, load_ensemble
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.bundle_files import CARD, RECORD, TENSORS
 from raypipe.storage.records import digest
 from tests.support.faults import truncate
 from tests.support.records import edit_record

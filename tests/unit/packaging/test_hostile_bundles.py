@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import load, save
 
 from raypipe.core.errors import UserError
-from raypipe.packaging.bundle import CARD, RECORD, TENSORS, export_bundle, load_ensemble
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.bundle_files import CARD, RECORD, TENSORS
 from raypipe.storage.records import digest
 from tests.support.hostile import forged
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import mne
 import numpy as np
 import pandas as pd
@@ -12,6 +14,8 @@ from raypipe.data.prepare import prepare
 from raypipe.packaging.bundle import LoadedEnsemble, export_bundle, load_ensemble
 from raypipe.packaging.predict import predict
 from raypipe.recordings.layout import find_recordings
+from raypipe.recordings.raw import raw_recordings
+from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.simulation.contrast_change import simulate
 from tests.unit.conftest import finish
 
@@ -101,6 +105,7 @@ def test_a_raw_without_a_file_names_its_subject_or_is_told(ages, tmp_path):
     assert set(predict(bundle, raw)["subject"]) == {"03"}
     table = predict(bundle, [raw, raw.copy()], subject=["new-1", "03"])
     assert table.groupby("recording")["subject"].first().tolist() == ["new-1", "03"]
+    assert set(predict(bundle, raw, subject=3)["subject"]) == {"3"}
     assert set(table.loc[table["subject"] == "new-1", "role"]) == {"new"}
 
 
@@ -132,7 +137,19 @@ def test_what_cannot_be_placed_is_one_line(ages, events):
         predict(bundle, [stored, read(file)])
     with pytest.raises(UserError, match="subject: 1 names for 2 Raws"):
         predict(bundle, [stored, read(file)], subject=["a"])
+    with pytest.raises(UserError, match="a list of Raws and a PosixPath: all must be Raws"):
+        predict(bundle, [stored, file])
     with pytest.raises(UserError, match="sfreq: recordings say it themselves"):
         predict(bundle, stored, sfreq=100)
     two = mne.concatenate_raws([read(each.path, preload=True) for each in find_recordings(ages[1])[:2]])
     assert set(predict(ages[0], two)["role"]) == {"unknown"}, "of several recordings no file's name is taken"
+
+
+def test_events_of_a_raw_whose_file_is_damaged_since_are_refused(ages, tmp_path):
+    file = tmp_path / "sub-00_task-rest_eeg.fif"
+    shutil.copy(find_recordings(ages[1])[0].path, file)
+    (recording,) = raw_recordings([read(file, preload=True)])
+    assert recording.sidecar("events.tsv").name == "sub-00_task-rest_events.tsv"
+    file.write_bytes(file.read_bytes()[:10_000])
+    with pytest.raises(UnreadableRecordingError, match=r"sub-00_task-rest_eeg\.fif: "):
+        recording.sidecar("events.tsv")

@@ -15,7 +15,8 @@ from raypipe.data.prepare import prepare
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.window_cache import open_windows
 from raypipe.ensembles.fit import fit_ensemble
-from raypipe.packaging.bundle import RECORD, export_bundle, load_ensemble
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.bundle_files import RECORD
 from raypipe.packaging.graphs import export_graph
 from raypipe.packaging.predict import predict
 from raypipe.packaging.stream import stream
