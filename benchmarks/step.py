@@ -32,7 +32,8 @@ from raypipe.core.parameters import parse_config
 from raypipe.models.braindecode_weights import to_braindecode
 from raypipe.models.network import normalise
 from raypipe.training.device import autocast_type
-from raypipe.training.loader import Batch, DropoutSampler, WindowLoader
+from raypipe.training.dropout import DropoutSampler
+from raypipe.training.loader import Batch, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import MAX_TIME_FRACTION, stem_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -113,6 +114,8 @@ def predict(
     if level == "subject":
         require_people(ensemble)
     table = _predict_any(ensemble, recordings, WindowFacts(subject, ch_names, sfreq, unit), level, progress)
+    if "not_applied" in table.attrs:
+        warnings.warn(table.attrs["not_applied"], stacklevel=2)
     if level == "subject":
         said = table.attrs
         table = people_table(ensemble, table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +122,6 @@ def predict_windows(
     }
     if steps := flags(ensemble.info.prepare.preprocessing):
         found.attrs["not_applied"] = NOT_APPLIED.format(" ".join(steps))
-        warnings.warn(found.attrs["not_applied"], stacklevel=3)
     return found
 
 

@@ -8,7 +8,7 @@ stacked.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -26,6 +26,7 @@ from raypipe.core.seeds import derive_seed
 from raypipe.models.network import normalise
 from raypipe.training.augmentations import augment_batch
 from raypipe.training.device import available_bytes, free_memory
+from raypipe.training.dropout import DropoutPlan, DropoutSampler
 from raypipe.training.inner_split import split_inner
 from raypipe.training.mixup import mix
 from raypipe.training.sampling import MIN_BATCH, draw_chances, even_batches, target_scale
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Numbers = float | NDArray[np.float64]
 """One number, or one for each value of a target (K,)."""
-DropoutPlan = Callable[[int], list[tuple[int, float]]]
 
 MAX_RESIDENT_FRACTION = 0.5
 """A store is kept on a GPU if it needs no more than this fraction of a process's memory; the rest is for training."""
@@ -303,49 +303,3 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
         while (item := waiting.result()) is not end:
             waiting = pool.submit(next_item)
             yield item  # type: ignore[misc]
-
-
-class DropoutSampler:
-    """Draw the dropout masks of one fold's epoch, step by step, from a random stream of their own."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.device = device
-        self._dropout_M = torch.empty(0, device=device)
-        if device.type == "cuda":
-            self._cuda = torch.Generator(device).manual_seed(seed)
-        else:
-            self._bits = np.random.SFC64(seed)
-
-    def draw(self, plan: list[tuple[int, float]]) -> Tensor | None:
-        """Return masks (M,) of the sizes and rates of `plan`, one after the other; None for an empty plan.
-
-        A value needs 16 random bits, so rates are exact to 1/65536. The next call on a CPU overwrites the masks: those
-        of one step are megabytes, and new memory takes longer than drawing.
-        """
-        if not plan:
-            return None
-        total = sum(size for size, _ in plan)
-        if self.device.type == "cuda":
-            bits_M = torch.empty(total, dtype=torch.int16, device=self.device)
-            bits_M.random_(-(2**15), 2**15, generator=self._cuda)
-        else:
-            bits_M = torch.from_numpy(self._bits.random_raw(-(-total // 4)).view(np.int16)[:total])
-        if self.device.type == "cuda" or len(self._dropout_M) != total:
-            self._dropout_M = torch.empty(total, device=self.device)
-        start = 0
-        for size, rate in _runs(plan):
-            part = self._dropout_M[start : start + size]
-            part.copy_(bits_M[start : start + size] >= round(rate * 2**16) - 2**15).mul_(1.0 / (1.0 - rate))
-            start += size
-        return self._dropout_M
-
-
-def _runs(plan: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Join neighbours of one rate."""
-    runs: list[tuple[int, float]] = []
-    for size, rate in plan:
-        if runs and runs[-1][1] == rate:
-            runs[-1] = (runs[-1][0] + size, rate)
-        else:
-            runs.append((size, rate))
-    return runs

@@ -15,7 +15,8 @@ from raypipe.models.conformer import Conformer
 from raypipe.models.eegnet import EEGNet
 from raypipe.models.network import DropoutMasks, Network
 from raypipe.models.shallow import Shallow
-from raypipe.training.loader import Batch, DropoutSampler
+from raypipe.training.dropout import DropoutSampler
+from raypipe.training.loader import Batch
 from raypipe.training.losses import class_weights, make_loss
 from raypipe.training.sam import Sam, norm_parameters
 from raypipe.training.step import TrainState, micro_batches, take_step, whole_batch
