@@ -59,11 +59,12 @@ def read_labels(
     """
     if kind not in (None, "classification", "regression"):
         raise UserError(f"kind '{kind}': must be classification or regression")
-    if np.ndim(y) == 2 and np.shape(y)[1] > 1:
-        return _read_values(np.asarray(y, object), subjects, kind, what, names)
+    array = _array_of(y)
+    if array.ndim == 2 and array.shape[1] > 1:
+        return _read_values(array.astype(object), subjects, kind, what, names)
     if names is not None:
         raise UserError(f"target_names: {what} has one value per window; name it by 'name'")
-    values = column(y, what)
+    values = column(array, what)
     if len(values) != len(subjects):
         raise UserError(f"{what} has {len(values)} values, subject has {len(subjects)}: both need one per window")
     _check_none_missing(values, what)
@@ -86,7 +87,11 @@ def _read_values(
         raise UserError(f"{what} has {n} rows, subject has {len(subjects)} values: both need one per window")
     if kind == "classification":
         raise UserError(f"{what} has {k} columns, which are predicted as numbers; give classes as one column")
-    outputs = tuple(f"{what}{number + 1}" for number in range(k)) if names is None else tuple(map(str.strip, names))
+    outputs = (
+        tuple(f"{what}{number + 1}" for number in range(k))
+        if names is None
+        else tuple(str(name).strip() for name in names)
+    )
     if len(outputs) != k or len(set(outputs)) < k or not all(outputs) or any("," in name for name in outputs):
         raise UserError(f"target_names: needs {k} different names without commas, one for each column of {what}")
     columns = [(f"{what} ('{name}')", column(y_N, what)) for name, y_N in zip(outputs, y_NK.T, strict=True)]
@@ -105,12 +110,20 @@ def column(values: ArrayLike, what: str) -> list[Any]:
     UserError
         It has another shape.
     """
-    array = np.asarray(values, object if isinstance(values, list | tuple) else None)  # text swallows numbers beside it
+    array = _array_of(values)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
         raise UserError(f"{what} has the shape {array.shape}: it needs one value per window")
-    return [_plain(value) for value in array.tolist()]
+    found = [_plain(value) for value in array.tolist()]
+    for number, value in enumerate(found):
+        if isinstance(value, list | tuple | dict | set | np.ndarray):
+            raise UserError(f"{what} has a {type(value).__name__} for window {number}: it needs one value per window")
+    return found
+
+
+def _array_of(values: ArrayLike) -> NDArray[Any]:
+    return np.asarray(values, object if isinstance(values, list | tuple) else None)  # text swallows numbers beside it
 
 
 def _plain(value: Any) -> Any:

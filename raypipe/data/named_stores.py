@@ -190,6 +190,7 @@ def _check_settings(first: str, one: WindowStore, name: str, other: WindowStore)
         ("select different events", mine.select or "all", theirs.select or "all"),
         ("have different kinds of targets", one.kind, other.kind),
         ("have different classes", ", ".join(one.classes), ", ".join(other.classes)),
+        ("have different values", ", ".join(one.outputs) or "one", ", ".join(other.outputs) or "one"),
         ("have windows of different lengths (s)", mine.window, theirs.window),
         ("have windows at different times after their events (s)", mine.tmin, theirs.tmin),
         ("have crops of different lengths (s)", _crop_seconds(one), _crop_seconds(other)),

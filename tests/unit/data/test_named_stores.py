@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from raypipe.core.errors import UserError
+from raypipe.data.arrays import from_arrays
 from raypipe.data.named_stores import NamedStores, window_keys
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
@@ -96,6 +97,17 @@ def test_stores_of_other_windows_are_one_line(tmp_path, places):
     strangers = write_store(tmp_path / "strangers", toy)
     with pytest.raises(UserError, match="no window is in all stores"):
         open_windows({"broad": places["broad"], "strangers": strangers})
+
+
+def test_stores_of_other_values_under_one_name_are_one_line(tmp_path):
+    rng, who = np.random.default_rng(0), [f"s{n // 2}" for n in range(12)]
+    x_NCT, y_NK = rng.normal(size=(12, 2, 50)), rng.normal(size=(12, 2))
+    options = {"ch_names": ["A", "B"], "sfreq": 50.0, "unit": "uV", "name": "score"}
+    one = from_arrays(x_NCT, y_NK[:, 0], who, out=tmp_path / "one", **options)
+    two = from_arrays(x_NCT, y_NK, who, out=tmp_path / "two", **options)
+    assert one.manifest.plan.target == two.manifest.plan.target
+    with pytest.raises(UserError, match="stores one and two have different values: one and "):
+        open_windows({"one": one.path, "two": two.path})
 
 
 def test_an_unknown_name_names_the_nearest(places):

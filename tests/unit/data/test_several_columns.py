@@ -147,6 +147,8 @@ def test_codes_are_numbers_where_that_is_said(bids, tmp_path):
         ({"y": np.zeros((5, 2))}, "y has 5 rows, subject has 36 values"),
         ({"kind": "classification"}, "2 columns, which are predicted as numbers"),
         ({"target_names": ["a"]}, "needs 2 different names"),
+        ({"target_names": [1, 1]}, "needs 2 different names"),
+        ({"y": [[1.0, 2.0], *([[1.0]] * (len(WINDOWS.y) - 1))]}, "y has a list for window 0: it needs one value"),
         ({"target_names": ["a", "a"]}, "needs 2 different names"),
         ({"y": WINDOWS.y, "target_names": ["a"]}, "name it by 'name'"),
     ],
