@@ -21,8 +21,9 @@ from raypipe.storage.run_store import RunStore
 
 Kind = Literal["stop-trial", "enqueue", "end"]
 FOLDER = "requests"
-_REQUEST = re.compile(rf"{FOLDER}/(\d{{14}}-[0-9a-f]{{8}})\.json")
-_ANSWER = re.compile(rf"{FOLDER}/(\d{{14}}-[0-9a-f]{{8}})-answer\.json")
+_ID = r"\d{20}-[0-9a-f]{8}"
+_REQUEST = re.compile(rf"{FOLDER}/({_ID})\.json")
+_ANSWER = re.compile(rf"{FOLDER}/({_ID})-answer\.json")
 
 
 class Request(OwnedRecord):
@@ -72,9 +73,11 @@ def ask(
     run: RunStore, kind: Kind, *, trial: int | None = None, point: dict[str, Any] | None = None, driver: str = ""
 ) -> Request:
     """Write a request to a run; `raypipe.search.requests` checks it before."""
-    now = time.time()
-    name = f"{int(now * 1000):014d}-{uuid.uuid4().hex[:8]}"  # in order of time
-    request = Request(run=run.run_id, id=name, kind=kind, trial=trial, point=point or {}, driver=driver, asked=now)
+    now = time.time_ns()
+    name = f"{now:020d}-{uuid.uuid4().hex[:8]}"  # in order of time
+    request = Request(
+        run=run.run_id, id=name, kind=kind, trial=trial, point=point or {}, driver=driver, asked=now / 1e9
+    )
     write_record(run.folder, f"{FOLDER}/{name}.json", request)
     return request
 

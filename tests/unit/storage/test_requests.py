@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from raypipe.core.errors import DamagedFileError
@@ -39,6 +41,15 @@ def test_a_request_is_pending_until_it_is_answered(run):
     assert inbox.pending() == [second], "an answered request does not come back"
 
 
+def test_requests_of_one_millisecond_are_in_their_order(run, monkeypatch):
+    ticks = itertools.count(1_700_000_000_000_000_000)
+    monkeypatch.setattr("raypipe.storage.requests.time.time_ns", lambda: next(ticks))
+    asked = [ask(run, "stop-trial", trial=number) for number in range(8)]
+    inbox = Inbox(run)
+    inbox.look()
+    assert inbox.pending() == asked and [each.request for each in read_requests(run)] == asked
+
+
 def test_a_damaged_or_foreign_request_is_refused_once_and_not_acted_on(run):
     request = ask(run, "stop-trial", trial=3)
     name = f"requests/{request.id}.json"
@@ -56,8 +67,8 @@ def test_a_damaged_or_foreign_request_is_refused_once_and_not_acted_on(run):
 
 
 def test_a_request_for_no_trial_is_no_record(run):
-    with pytest.raises(ValueError):
-        Request(id="x", kind="stop-trial", trial=-1, asked=0.0)
+    with pytest.raises(ValueError, match="trial\n"):
+        Request(run=run.run_id, id="x", kind="stop-trial", trial=-1, asked=0.0)
     request = ask(run, "stop-trial", trial=1)
     with pytest.raises(DamagedFileError):
         Request.parse(run.folder.read(f"requests/{request.id}.json").replace(b"stop-trial", b"rm -rf"), "x")
