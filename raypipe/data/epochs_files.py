@@ -65,7 +65,8 @@ class EpochsSource:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return epochs.drop_bad(verbose="ERROR")
+                epochs.drop_bad(verbose="ERROR")  # some versions of MNE return None
+                return epochs
         except Exception as error:  # MNE raises exceptions of many types
             raise UserError(f"{self.name}: its epochs cannot be read ({first_line(error)})") from None
 

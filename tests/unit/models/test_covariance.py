@@ -18,6 +18,7 @@ from raypipe.models.closed_form import Bank
 from raypipe.models.covariance import Covariance
 from raypipe.models.from_config import build_model, check_sizes
 from raypipe.training.riemann import inverse_root, riemann_mean
+from tests.support.oracles import needs_numpy_2
 
 SFREQ, T = 50.0, 120
 EVERYTHING = Bank("even", 1e-3, SFREQ, 1)
@@ -46,12 +47,14 @@ def in_band(x_NCT, low, high):
 
 
 @pytest.mark.parametrize("n_times", [T, T + 1])
+@needs_numpy_2
 def test_over_all_frequencies_it_is_the_covariance_of_the_window(n_times):
     x_NCT = windows(n_times=n_times)
     expected = Covariances("scm").transform(x_NCT)
     np.testing.assert_allclose(covariances(x_NCT)[:, 0], expected, rtol=1e-8)
 
 
+@needs_numpy_2
 def test_bands_are_those_of_an_ideal_filter():
     x_NCT = windows()
     found = covariances(x_NCT, bank=Bank("log", 2.0, 16.0, 3))
@@ -69,12 +72,14 @@ def test_a_taper_keeps_drifts_out_of_higher_bands_and_the_power_of_noise():
     assert covariances(noise_NCT, taper="hann").mean() == pytest.approx(1.0, rel=0.05)
 
 
+@needs_numpy_2
 def test_delayed_copies_are_those_of_pyriemann():
     x_NCT = windows()
     expected = TimeDelayCovariances(delays=[3, 6]).transform(x_NCT)
     np.testing.assert_allclose(covariances(x_NCT, order=3, lag=3 / SFREQ)[:, 0], expected, rtol=1e-8, atol=1e-8)
 
 
+@needs_numpy_2
 def test_shrinkage_and_trace_are_those_of_pyriemann():
     x_NCT = windows()
     plain = Covariances("scm").transform(x_NCT)
@@ -83,6 +88,7 @@ def test_shrinkage_and_trace_are_those_of_pyriemann():
         np.testing.assert_allclose(covariances(x_NCT, scale=scale)[:, 0], normalize(plain, "trace"), rtol=1e-8)
 
 
+@needs_numpy_2
 def test_prototypes_are_further_signals_as_in_pyriemann():
     x_NCT, prototypes_ST = windows(), windows(1, 2, T, 1)[0]
     made = model(prototypes=1)
@@ -93,6 +99,7 @@ def test_prototypes_are_further_signals_as_in_pyriemann():
     np.testing.assert_allclose(found, covariances_EP(filters_SC @ x_NCT, prototypes_ST, "scm"), rtol=1e-8, atol=1e-8)
 
 
+@needs_numpy_2
 def test_tangent_vectors_are_those_of_pyriemann():
     x_NCT = windows(20)
     plain = Covariances("scm").transform(x_NCT)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pyriemann.geometry.mean import mean_riemann
 
 from raypipe.training.riemann import inverse_root, riemann_mean
+from tests.support.oracles import needs_numpy_2
 
 
 def matrices(n, dimension, seed, spread=1.0):
@@ -16,6 +17,7 @@ def matrices(n, dimension, seed, spread=1.0):
     return np.exp(spread * np.random.default_rng(seed + 1).normal(size=(n, 1, 1))) * (a_NDK @ a_NDK.swapaxes(1, 2))
 
 
+@needs_numpy_2
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**16), dimension=st.integers(1, 6))
 def test_the_mean_is_that_of_pyriemann(seed, dimension):

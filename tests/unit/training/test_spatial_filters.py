@@ -7,6 +7,7 @@ import torch
 from pyriemann.spatialfilters import Xdawn
 
 from raypipe.training.spatial_filters import fit_responses, principal_components
+from tests.support.oracles import needs_numpy_2
 
 
 def responses(n=60, channels=5, n_times=40):
@@ -25,6 +26,7 @@ def parts(*tensors, size=25):
         yield tuple(tensor[start : start + size] for tensor in tensors)
 
 
+@needs_numpy_2
 def test_filters_and_responses_are_those_of_xdawn():
     x_NCT, group_N = responses()
     batches = parts(torch.from_numpy(x_NCT), torch.ones(60, dtype=torch.float64), torch.from_numpy(group_N))
