@@ -16,6 +16,7 @@ from raypipe.core.metrics import Kind, metric_for
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import Ledger
 from raypipe.data.given_labels import (
+    check_no_mask,
     column,
     read_groups,
     read_labels,
@@ -243,13 +244,18 @@ def array_blocks(x: Any, total: int | None) -> Iterator[NDArray[Any]]:
     if total is not None and x.shape[0] != total:
         raise UserError(f"X holds {x.shape[0]} windows, subject has {total} values: both need one per window")
     step = max(1, BLOCK_BYTES // (8 * max(1, x.shape[1] * x.shape[2])))
-    yield from (np.asarray(x[start : start + step]) for start in range(0, x.shape[0], step))
+    yield from (_unmasked(x[start : start + step]) for start in range(0, x.shape[0], step))
+
+
+def _unmasked(block: Any) -> NDArray[Any]:
+    check_no_mask(block, "X")
+    return np.asarray(block)
 
 
 def _three_axes(given: Any) -> NDArray[Any]:
     """Return windows, or one window, with three axes."""
     try:
-        block = np.asarray(given)
+        block = _unmasked(given)
     except ValueError as error:
         raise UserError(f"X yields a {type(given).__name__} that is no array ({first_line(error)})") from None
     if block.ndim == 2:

@@ -116,7 +116,7 @@ class EventsColumn(EventTarget):
 
     def _read(self, recordings: Sequence[Recording], name: str) -> Labels:
         first: dict[str, str] = {}
-        count, first_file = 0, None
+        count, taken, first_file = 0, 0, None
         refused: list[tuple[Path, UnreadableRecordingError]] = []
         for recording in recordings:
             path = recording.sidecar("events.tsv")
@@ -127,12 +127,15 @@ class EventsColumn(EventTarget):
                 refused.append((path, error))
                 continue  # reported when this recording itself is read
             first_file = first_file or path
+            taken += len(events)
             known = [(row, cell) for row, cell in cells.items() if cell.lower() not in MISSING_NUMBER]
             count += len(known)
             for row, cell in known:
                 first.setdefault(cell, f"{recording.key}, row {int(str(row)) + 1}")
         if first_file is None:
             raise _no_column(self, name, refused, recordings[0].root)
+        if self.query and not taken:
+            raise UserError(f"target '{self.spec}': --select '{self.query.text}' takes no event")
         where = f"{first_file}: column '{name}'"
         column = typed_column(
             {place: cell for cell, place in first.items()}, where, as_text=self.kind == "classification"

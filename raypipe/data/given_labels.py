@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,7 +59,7 @@ def read_labels(
     """
     if kind not in (None, "classification", "regression"):
         raise UserError(f"kind '{kind}': must be classification or regression")
-    array = _array_of(y)
+    array = _array_of(y, what)
     if array.ndim == 2 and array.shape[1] > 1:
         return _read_values(array.astype(object), subjects, kind, what, names)
     if names is not None:
@@ -73,6 +73,8 @@ def read_labels(
     distinct = sorted(set(values))
     names = [_class_name(value) for value in distinct]
     check_spellings(set(names), what)
+    for label in names:
+        _check_one_line(label, what)
     _check_classes(names, subjects, values, kind, what)
     place = {value: float(number) for number, value in enumerate(distinct)}
     return Labels("classification", tuple(names)), np.array([place[value] for value in values])
@@ -87,19 +89,40 @@ def _read_values(
         raise UserError(f"{what} has {n} rows, subject has {len(subjects)} values: both need one per window")
     if kind == "classification":
         raise UserError(f"{what} has {k} columns, which are predicted as numbers; give classes as one column")
-    outputs = (
-        tuple(f"{what}{number + 1}" for number in range(k))
-        if names is None
-        else tuple(str(name).strip() for name in names)
-    )
-    if len(outputs) != k or len(set(outputs)) < k or not all(outputs) or any("," in name for name in outputs):
-        raise UserError(f"target_names: needs {k} different names without commas, one for each column of {what}")
+    outputs = tuple(f"{what}{number + 1}" for number in range(k)) if names is None else _output_names(names, k, what)
     columns = [(f"{what} ('{name}')", column(y_N, what)) for name, y_N in zip(outputs, y_NK.T, strict=True)]
     for label, values in columns:
         _check_none_missing(values, label)
         _is_regression(values, "regression", label)
     numbers = [_numbers(values, label) for label, values in columns]
     return Labels("regression", outputs=outputs), np.stack(numbers, axis=1)
+
+
+def _output_names(names: Sequence[str], k: int, what: str) -> tuple[str, ...]:
+    found = tuple(str(name).strip() for name in names)
+    if len(found) != k or len(set(found)) < k or not all(found) or any("," in name for name in found):
+        raise UserError(f"target_names: needs {k} different names without commas, one for each column of {what}")
+    for name in found:
+        _check_one_line(name, "target_names")
+    return found
+
+
+def _check_one_line(name: str, what: str) -> None:
+    """Check that a name has neither line breaks nor control characters, which messages and tables would show."""
+    if any(category(each) in ("Cc", "Zl", "Zp") for each in name):
+        raise UserError(f"{what}: {name!r} holds a line break or another control character; rename it")
+
+
+def check_no_mask(values: Any, what: str) -> None:
+    """Refuse masked elements of a NumPy masked array, which NumPy itself would take as they are.
+
+    Raises
+    ------
+    UserError
+        Some are masked.
+    """
+    if isinstance(values, np.ma.MaskedArray) and (n := int(np.sum(values.mask))):
+        raise UserError(f"{what}: {n} of its values are masked; leave out these windows")
 
 
 def column(values: ArrayLike, what: str) -> list[Any]:
@@ -110,7 +133,7 @@ def column(values: ArrayLike, what: str) -> list[Any]:
     UserError
         It has another shape.
     """
-    array = _array_of(values)
+    array = _array_of(values, what)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -122,7 +145,8 @@ def column(values: ArrayLike, what: str) -> list[Any]:
     return found
 
 
-def _array_of(values: ArrayLike) -> NDArray[Any]:
+def _array_of(values: ArrayLike, what: str) -> NDArray[Any]:
+    check_no_mask(values, what)
     return np.asarray(values, object if isinstance(values, list | tuple) else None)  # text swallows numbers beside it
 
 
@@ -133,7 +157,9 @@ def _plain(value: Any) -> Any:
 
 def is_missing_value(value: object) -> bool:
     """Return whether a value is None, NaN, pandas.NA, NaT or an empty string."""
-    return value is None or value == "" or type(value).__name__ in ("NAType", "NaTType") or value != value
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas.NA compares to nothing, not even itself
+        return True
+    return value == "" or value != value
 
 
 def _check_none_missing(values: list[Any], what: str) -> None:
@@ -224,6 +250,7 @@ def subject_label(value: object, what: str = "subject") -> str:
     label = re.sub(r"^sub-", "", str(value), flags=re.IGNORECASE)
     if not re.search(r"\w", label):
         raise UserError(f"{what} '{value}': a subject's name needs a letter or a digit")
+    _check_one_line(label, what)
     return label
 
 

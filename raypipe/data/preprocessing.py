@@ -94,7 +94,9 @@ def parse_preprocessing(
     try:
         steps = Preprocessing.model_validate(asked)
     except ValidationError as error:
-        raise UserError(describe_problem(first_problem(error)).replace("Input should be", "must be")) from None
+        problem = first_problem(error)
+        problem["loc"] = problem["loc"][:1]  # without the place in a pair
+        raise UserError(describe_problem(problem).replace("Input should be", "must be")) from None
     return steps
 
 

@@ -10,10 +10,10 @@ import torch
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
 from raypipe.data.splits import audit_subjects
-from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import CPU, count_members_within
 from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
+from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.ensembles.scores import EvaluationSet, Scoring
 from raypipe.ensembles.trial_pool import TrialPool, read_trial_pool, top_and_best_of_families
 from raypipe.storage.files import map_concurrently
@@ -90,7 +90,7 @@ def read_candidates(
     _require_weights(run, ranked, top)
     trials = [result.number for result in ranked]
     members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
-    windows = _run_windows(run, windows)
+    windows = windows_of_run(run, windows)
     run.require_whole(trials)
     audit_subjects(windows, run.folds)
     predictions = read_oof_predictions(run, members, windows.subjects, windows.targets)
@@ -118,16 +118,6 @@ def best_trials(run: RunStore, results: Sequence[TrialResult], top: int) -> list
     configs = map_concurrently(run.folder, run.config, [result.number for result in ranked])
     families = {result.number: config.model.name for result, config in zip(ranked, configs, strict=True)}
     return top_and_best_of_families(ranked, top, lambda result: families[result.number])
-
-
-def _run_windows(run: RunStore, windows: WindowStore | None) -> WindowStore:
-    windows = open_windows(run.info.data) if windows is None else windows
-    if windows.data_hash != run.info.data_hash:
-        raise UserError(
-            f"{windows.where}: not the windows that {run.where} was made from (hash {windows.data_hash[:12]}, the run "
-            f"has {run.info.data_hash[:12]})"
-        )
-    return windows
 
 
 def _no_trial(run: RunStore, results: Sequence[TrialResult]) -> str:

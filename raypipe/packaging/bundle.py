@@ -14,11 +14,11 @@ from raypipe.core.errors import UserError
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import SourceFile, keep_source
 from raypipe.core.progress import Progress
-from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
+from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.bundle_files import CARD, RECORD, TENSORS, empty_folder, require_bundle_files
 from raypipe.packaging.bundle_info import BundleInfo, Recipe
@@ -65,7 +65,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
 
     path = Path(out)
     folder = empty_folder(path)
-    windows = open_windows(run.info.data) if windows is None else windows
+    windows = windows_of_run(run, windows)
     networks = read_networks(run, ensemble, windows)
     info = describe(run, ensemble, windows, networks)
     files = {TENSORS: save(networks.state), CARD: model_card(info).encode()}

@@ -13,10 +13,10 @@ from raypipe.core.own_code import SourceFile, known_source
 from raypipe.core.own_metrics import shown_metric
 from raypipe.core.record import describe_problem, first_problem
 from raypipe.core.versions import package_versions
-from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import members_by_store, read_members
+from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.packaging.bundle_info import BundleInfo, Recipe
 from raypipe.packaging.network_spec import NetworkMember, Program
 from raypipe.packaging.programs import Spec, State, ship_networks
@@ -49,7 +49,7 @@ def shipped_windows(ensemble: Ensemble, windows: WindowStore | None, what: str) 
             f"{run.where}: its networks take windows of stores {' and '.join(stores)}, and {what} takes those of one; "
             f"export a bundle, or fit the ensemble on one store, as with --method best"
         )
-    return (open_windows(run.info.data) if windows is None else windows).of(stores[0])
+    return windows_of_run(run, windows).of(stores[0])
 
 
 class Networks(NamedTuple):

@@ -8,8 +8,8 @@ import pandas as pd
 
 from raypipe.core.errors import UserError
 from raypipe.data.named_stores import window_keys
-from raypipe.data.window_cache import open_windows
 from raypipe.ensembles.outer import OuterScores, read_scores
+from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.ensembles.scores import EvaluationSet
 from raypipe.reporting.compare import Comparison, Condition
 from raypipe.reporting.pairing import Predictions, paired_difference
@@ -53,7 +53,7 @@ def compare_outer(runs: Sequence[OuterRun]) -> Comparison:
 
 def _predictions(run: OuterRun, scores: OuterScores) -> Predictions:
     pooled = scores.pooled
-    keys = window_keys(open_windows(run.info.data))[pooled.windows]
+    keys = window_keys(windows_of_run(run))[pooled.windows]
     side = EvaluationSet(pooled.targets, pooled.subjects, pooled.parts, pooled.groups)
     return Predictions(keys, side, pooled.predictions)
 

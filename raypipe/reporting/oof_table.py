@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from raypipe.core.errors import UserError
-from raypipe.data.window_cache import open_windows
+from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.storage.run_store import RunStore
 
 
@@ -23,7 +23,7 @@ def oof_table(run: RunStore, number: int | None) -> pd.DataFrame:
         if not ranked:
             raise UserError(f"{run.where}: no trial has a score yet, so there are no out-of-fold predictions")
         number = ranked[0].number
-    oof, windows, classes = run.oof(number), open_windows(run.info.data), run.info.classes
+    oof, windows, classes = run.oof(number), windows_of_run(run), run.info.classes
     targets = windows.targets[oof.windows]
     names = np.array(classes, dtype=object)
     known = {"target": names[targets.astype(np.int64)] if classes else targets}

@@ -190,9 +190,22 @@ WRONG = {
     "X: windows from 0 on have 100 channels and 4 samples, ch_names has 4": {"X_NCT": X.transpose(0, 2, 1)},
     "X: windows from 30 on have 4 channels and 90 samples, those before 100": {"X_NCT": iter([X[:30], X[30:, :, :90]])},
     "X: window 17 has 3 samples that are NaN or infinite": {"X_NCT": HOLE},
+    "X: 1 of its values are masked": {"X_NCT": np.ma.masked_array(X, np.arange(X.size).reshape(X.shape) == 7)},
+    "X: 2 of its values are masked": {"X_NCT": iter([X[:30], np.ma.masked_less(X[30:], np.sort(X[30:], None)[2])])},
     "X holds values of the type complex64": {"X_NCT": X.astype(np.complex64)},
     "X holds values of the type object": {"X_NCT": X.astype(object)},
     "y has 59 values, subject has 60": {"y": Y[:59]},
+    "y: 1 of its values are masked": {"y": np.ma.masked_equal(np.arange(60.0) + 0.5, 3.5)},
+    "y: 2 of its values are masked": {"y": np.ma.masked_less(np.arange(120.0).reshape(60, 2) + 0.5, 2)},
+    "y is missing (NaN, None or empty) for 1 windows (the first: 5)": {
+        "y": pd.Series([*np.arange(5.0), pd.NA, *np.arange(54.0)], dtype=object)
+    },
+    "y ('y2') is missing (NaN, None or empty) for 1 windows (the first: 2)": {
+        "y": pd.DataFrame({"a": np.arange(60.0), "b": pd.array([0.5, 1.5, None, *np.arange(57.0)], "Float64")})
+    },
+    "y: 'a\\nb' holds a line break": {"y": ["a\nb", "c"] * 30},
+    "subject: '1\\t2' holds a line break": {"subject": ["1\t2", "3", "4"] * 20},
+    "target_names: 'a\\nb' holds a line break": {"y": np.arange(120.0).reshape(60, 2), "target_names": ["a\nb", "c"]},
     "y has 30 rows, subject has 60 values": {"y": Y.reshape(30, 2)},
     "y is missing (NaN, None or empty) for 1 windows (the first: 3)": {
         "y": np.r_[np.arange(3.0), np.nan, np.arange(56.0)]

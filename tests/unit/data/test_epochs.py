@@ -112,13 +112,24 @@ def test_a_column_of_numbers_is_a_regression_target_and_codes_are_classes(files,
     assert order.classes == ["right", "left"] and order.manifest.target == "epochs:event:right,left"
 
 
-def test_epochs_that_are_left_out_are_counted(tmp_path):
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"value": np.nan, "dtype": float},
+        {"value": None, "dtype": object},
+        {"value": pd.NA, "dtype": object},
+        {"value": pd.NA, "dtype": "Float64"},
+    ],
+    ids=["NaN", "None", "NA", "nullable"],
+)
+def test_epochs_that_are_left_out_are_counted(tmp_path, missing):
     given = []
     for who in PEOPLE:
         x_NCT, y = of_subject(who)
         table = metadata_of(who)
         if who == "02":
-            table.loc[2:4, "rt"] = np.nan
+            table["rt"] = table["rt"].astype(missing["dtype"])
+            table.loc[2:4, "rt"] = missing["value"]
             x_NCT[5, 1, 3] = np.nan
         if who == "03":
             x_NCT[0, 2] *= 100

@@ -101,7 +101,7 @@ def test_numbers_as_classes_are_found_in_every_spelling(bids):
         ("events-column:age", {}, "participants.tsv has it: --target participants:age"),
         ("events-column:rating:regression", {}, r"column 'rating' holds text \('high'\); regression needs numbers"),
         ("events-column:correct", {"select": "rating == 'low'"}, "column 'correct' is 1 for every event"),
-        ("events-column:rating", {"select": "correct == 7"}, "column 'rating' is n/a for every event"),
+        ("events-column:rating", {"select": "correct == 7"}, "--select 'correct == 7' takes no event"),
         ("events-column:rating", {"select": "correkt == 1"}, "no column 'correkt', which --select names"),
         ("events-column:correct", {"events_from": "value"}, "it reads no values of events; leave out --events-from"),
         ("participants:age", {"events_from": "value"}, "it reads no values of events; leave out --events-from"),

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from raypipe import Run
 from raypipe.core.errors import UserError
 from raypipe.core.parameters import parse_config
+from raypipe.core.store_names import parse_stores
 from raypipe.data.prepare import prepare
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.window_cache import open_windows
@@ -163,3 +165,24 @@ def test_recipes_that_do_not_fit_are_one_line(bundle, tmp_path, change, words):
     with pytest.raises(UserError, match=words) as caught:
         load_ensemble(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bundle", "model.pt2", "oof"])
+def test_a_store_that_was_prepared_anew_with_other_steps_is_refused(made, tmp_path, name):
+    bids, run = made
+    ensemble, best = fit_ensemble(run, method="equal"), fit_ensemble(run, method="best")
+    low = parse_stores(run.info.data)["low"]
+    kept = shutil.move(low, tmp_path / "kept")
+    try:
+        prepare(bids, "challenge1", low, jobs=1, sfreq=50.0, band=(0.5, 20.0))
+        with pytest.raises(UserError, match=r"not the windows that .* was made from"):
+            if name == "oof":
+                Run(run).oof()
+            elif name == "bundle":
+                export_bundle(run, ensemble, tmp_path / name)
+            else:
+                export_graph(best, tmp_path / name, "pt2")
+    finally:
+        shutil.rmtree(low)
+        shutil.move(kept, low)
+    assert not (tmp_path / name).exists()
