@@ -8,6 +8,8 @@ A percentile interval over few resampled subjects is too narrow. The interval he
   kept between one and `MAX_STUDENT` times Student's, because few subjects make them unstable.
 
 An interval of a difference also contains 0 unless a sign-flip test over subjects rejects 0 at the same level.
+
+Of fewer than `MIN_SUBJECTS` subjects there is no interval.
 """
 
 from __future__ import annotations
@@ -22,6 +24,12 @@ from raypipe.core.metrics import Floats, Ints, Metric, get_metric
 
 TAIL_SHARE = 0.8
 """Nominal tail of the bootstrap, as a share of the promised one. Simulation found it."""
+MIN_SUBJECTS = 6
+"""Subjects, or groups of them, from which a score or a difference has an interval.
+
+By chance, all n signs of a difference agree in a share of 2^(1 - n): of five subjects, in 6 %, so no interval at 95 %
+can exclude 0. Resamples of so few often agree in everything, and their intervals may then have no width at all.
+"""
 MAX_STUDENT = 1.5
 """Largest quantile of the studentised bootstrap, in quantiles of Student's t."""
 MAX_CHANCE = 0.025
@@ -37,7 +45,11 @@ class Interval(NamedTuple):
     low: float
     high: float
     usable: int
-    """Resamples on which the metric is defined. Both ends are NaN if there is none."""
+    """Resamples on which the metric is defined. Both ends are NaN if there is none, or too few subjects."""
+
+
+NO_INTERVAL = Interval(math.nan, math.nan, 0)
+"""Of too few subjects, or of an undefined score."""
 
 
 def bootstrap_subjects(
@@ -69,12 +81,19 @@ def bootstrap_subjects(
     level
         Promised rate at which the interval contains the true score.
 
+    Returns
+    -------
+    Interval
+        `NO_INTERVAL` of fewer than `MIN_SUBJECTS` subjects.
+
     Raises
     ------
     ValueError
-        There are fewer than two subjects, or lengths differ.
+        Lengths differ.
     """
-    subject_N, counts_RS = _resamples(subjects, len(np.asarray(y)), n, seed)
+    if _few(subjects, y):
+        return NO_INTERVAL
+    subject_N, counts_RS = _resamples(subjects, n, seed)
     scores_R = _scores(metric, y, pred, subject_N, counts_RS)
     found = interval_of(_split(scores_R, counts_RS), level)
     low, high = get_metric(metric).limits
@@ -94,10 +113,12 @@ def bootstrap_difference(
 ) -> Interval:
     """Return the interval of ``score(a) - score(b)``, both on the same resamples.
 
-    It contains 0 unless a sign-flip test over subjects rejects 0 too. Parameters and errors are those of
-    `bootstrap_subjects`.
+    It contains 0 unless a sign-flip test over subjects rejects 0 too. Parameters, errors and the least number of
+    subjects are those of `bootstrap_subjects`.
     """
-    subject_N, counts_RS = _resamples(subjects, len(np.asarray(y)), n, seed)
+    if _few(subjects, y):
+        return NO_INTERVAL
+    subject_N, counts_RS = _resamples(subjects, n, seed)
     a_R, b_R = (_scores(metric, y, pred, subject_N, counts_RS) for pred in (pred_a, pred_b))
     samples = _split(a_R - b_R, counts_RS)
     found = contain_zero(interval_of(samples, level), sign_flip_chance(samples, seed), level)
@@ -153,7 +174,7 @@ def interval_of(samples: Samples, level: float = 0.95) -> Interval:
 
     usable_R = samples.resampled_R[~np.isnan(samples.resampled_R)]
     if len(usable_R) == 0 or np.isnan(samples.all):
-        return Interval(float("nan"), float("nan"), 0)
+        return NO_INTERVAL
     n, tail = len(samples.left_out_S), (1.0 - level) / 2.0
     share = norm.cdf(math.sqrt(n / (n - 1)) * t.ppf(TAIL_SHARE * tail, n - 1))
     low, high = np.quantile(usable_R, [share, 1.0 - share])
@@ -206,17 +227,21 @@ def contain_zero(interval: Interval, chance: float, level: float = 0.95) -> Inte
     return interval._replace(low=min(interval.low, 0.0), high=max(interval.high, 0.0))
 
 
-def _resamples(subjects: ArrayLike, n_windows: int, n: int, seed: int) -> tuple[Ints, Ints]:
+def _few(subjects: ArrayLike, y: ArrayLike) -> bool:
+    """Return whether there are too few subjects for an interval."""
+    given, expected = np.shape(subjects), (len(np.asarray(y)),)
+    if given != expected:
+        raise ValueError(f"expected the subject of each of {expected[0]} windows, got {given}")
+    return len(np.unique(np.asarray(subjects))) < MIN_SUBJECTS
+
+
+def _resamples(subjects: ArrayLike, n: int, seed: int) -> tuple[Ints, Ints]:
     """Return the subject's index of each window (N,), and how often each part has each subject (1 + S + R, S).
 
     The parts are all subjects, all but one, and resamples.
     """
     names, subject_N = np.unique(np.asarray(subjects), return_inverse=True)
-    if subject_N.shape != (n_windows,):
-        raise ValueError(f"expected the subject of each of {n_windows} windows, got {subject_N.shape}")
     s = len(names)
-    if s < 2:
-        raise ValueError(f"a bootstrap over subjects needs two or more, got {s}")
     drawn_RS = np.random.default_rng(seed).multinomial(s, np.full(s, 1.0 / s), size=n)
     parts = (np.ones((1, s)), 1 - np.eye(s), drawn_RS)
     return subject_N.astype(np.int64), np.concatenate(parts).astype(np.int64)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from raypipe.core.bootstrap import MAX_CHANCE
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.labels import metric_label
-from raypipe.ensembles.outcome import MIN_SUBJECTS, Outcome, side_of
+from raypipe.ensembles.outcome import Outcome, side_of
 from raypipe.ensembles.scores import ENSEMBLE
 
 
@@ -72,8 +72,6 @@ def _pairs(outcome: Outcome) -> list[_Pair]:
     row, shipped, found = outcome.row(str(outcome.baseline)), outcome.row(outcome.shipped), []
     for where, score, to in (("nested", "nested", "nested_to_shipped"), ("held-out", "held_out", "to_shipped")):
         value, low, high = (-row[to + end] for end in ("", "_low", "_high"))
-        if where == "held-out" and outcome.held_out.units < MIN_SUBJECTS:
-            low = high = math.nan
         if not math.isnan(value):
             found.append(_Pair(where, row[score], shipped[score], value, *sorted((low, high))))
     return found

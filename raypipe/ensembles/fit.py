@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ from raypipe.ensembles.held_out import (
 from raypipe.ensembles.held_out_record import HeldOut
 from raypipe.ensembles.members import CPU, MergedNetworks
 from raypipe.ensembles.methods import METHODS
-from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
+from raypipe.ensembles.nested_cv import AUTO, SizeScore, error_correlations, score_by_ensemble_size
 from raypipe.ensembles.outcome import Outcome
 from raypipe.ensembles.output_scores import score_outputs, sentence
 from raypipe.ensembles.people import fit_people
@@ -176,12 +177,12 @@ def _reliability(candidates: Candidates, row: RowPredictions) -> Reliability | N
 
 def _diversity(candidates: Candidates) -> dict[str, Any]:
     """Return `Ensemble.diversity`."""
-    n_members = len(candidates.members)
-    curve = score_by_ensemble_size(candidates.pool)
+    n_members, curve = len(candidates.members), score_by_ensemble_size(candidates.pool)
+    unknown = [SizeScore(math.nan, math.nan, math.nan)] * n_members
     return {
         "members": candidates.predictions.names,
         "correlations": error_correlations(candidates.predictions).round(4).tolist(),
-        "curve": {name: (scores + [float("nan")] * n_members)[:n_members] for name, scores in curve.items()},
+        "curve": {name: [list(each) for each in (scores + unknown)[:n_members]] for name, scores in curve.items()},
     }
 
 

@@ -46,7 +46,7 @@ class Diversity(FrozenModel):
 
     members: list[str]
     correlations: list[list[float]]
-    curve: dict[str, list[float | None]]
+    curve: dict[str, list[Annotated[list[float | None], Field(min_length=3, max_length=3)]]]
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -61,7 +61,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/8"] = "raypipe-ensemble/8"
+    format: Literal["raypipe-ensemble/9"] = "raypipe-ensemble/9"
     created: float
     """Unix time."""
     method: str
@@ -158,7 +158,8 @@ class Ensemble:
     held_out_evaluations: int
     """Number of times that this run was scored on its held-out subjects, this one included."""
     diversity: dict[str, Any]
-    """`members` (names), `correlations` of their errors, and `curve`: nested score against the number of members."""
+    """`members` (names), `correlations` of their errors, and `curve`: nested score and the ends of its 95 % interval
+    by number of members."""
     families: list[Family]
     """What each family of models brings; empty where all trials are of one."""
     top: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from raypipe.core.own_metrics import shown_metric
 
 _METRICS = {
@@ -26,6 +28,23 @@ def metric_label(metric: str) -> str:
 def resampled(subjects: int, units: int) -> str:
     """Return what intervals resample: subjects, or the groups that they share."""
     return "subjects" if units == subjects else f"{units} groups of subjects"
+
+
+def describe_interval(low: float, high: float, over: str = "", sign: str = "") -> str:
+    """Return an interval in words, of 95 %; that there is none, for NaN.
+
+    Parameters
+    ----------
+    low, high
+        Its ends.
+    over
+        What it resamples, such as ``" over 5 groups"``; empty where that is clear.
+    sign
+        ``"+"`` for differences.
+    """
+    if math.isnan(low):
+        return "no interval"
+    return f"95 % interval{over} {low:{sign}.3f} to {high:{sign}.3f}"
 
 
 def describe_target(target: str) -> str:

@@ -8,11 +8,13 @@ were drawn, and when trials were stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from raypipe.core.bootstrap import bootstrap_subjects
+from raypipe.core.levels import within_folds
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.methods import METHODS, Method
 from raypipe.ensembles.oof import Floats, Mask, MemberPredictions, people_scores, subject_splits
@@ -23,6 +25,8 @@ from raypipe.models.combine import Rule
 
 AUTO = "auto"
 """The choice among methods, scored as a method of its own."""
+CURVE_RESAMPLES = 500
+"""Resamples of the intervals of `score_by_ensemble_size`, of which there are many."""
 MAX_JACKKNIFE_GROUPS = 30
 """Groups of people that are left out in turn to find a standard error."""
 
@@ -218,7 +222,15 @@ def expand_rule(rule: Rule, selected: list[int], n_members: int) -> Rule:
 # Diversity of the members
 
 
-def score_by_ensemble_size(pool: Pool) -> dict[str, list[float]]:
+class SizeScore(NamedTuple):
+    """A nested score of some members, and its 95 % interval over people, or their groups."""
+
+    score: float
+    low: float
+    high: float
+
+
+def score_by_ensemble_size(pool: Pool) -> dict[str, list[SizeScore]]:
     """Return nested scores of equal weights over 1, 2, ... members, in order of rank and of forward selection.
 
     In each split members and their order are found on the other subjects. Scores are NaN above the number of members
@@ -237,7 +249,14 @@ def score_by_ensemble_size(pool: Pool) -> dict[str, list[float]]:
         for name, find_order in orders.items():
             sums_MNO = np.cumsum(test.predictions[find_order(inside)[:n_members]], axis=0)
             means[name][: len(sums_MNO), test_N] = sums_MNO / np.arange(1, len(sums_MNO) + 1)[:, None, None]
-    return {name: [like.score(mean_NO) for mean_NO in means_MNO] for name, means_MNO in means.items()}
+    return {name: [_with_interval(like, mean_NO) for mean_NO in means_MNO] for name, means_MNO in means.items()}
+
+
+def _with_interval(like: MemberPredictions, mean_NO: Floats) -> SizeScore:
+    found = replace(like, predictions=mean_NO[None], variances=None).at_level()
+    metric = within_folds(found.metric, found.folds)
+    interval = bootstrap_subjects(metric, found.targets, found.predictions[0], found.units, n=CURVE_RESAMPLES)
+    return SizeScore(like.score(mean_NO), interval.low, interval.high)
 
 
 def error_correlations(members: MemberPredictions) -> Floats:

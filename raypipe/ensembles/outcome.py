@@ -13,9 +13,6 @@ from raypipe.core.metrics import get_metric
 from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE
 
-MIN_SUBJECTS = 6
-"""Of fewer subjects, or groups, no difference can be claimed: by chance all n signs agree in a share of 2^(1 - n)."""
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -19,7 +19,7 @@ from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.labels import describe_target, metric_label, resampled
+from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled
 from raypipe.ensembles.outcome import side_of
 from raypipe.ensembles.scores import EvaluationSet, difference_interval, score_interval
 from raypipe.ensembles.unfinished import require_ended
@@ -242,8 +242,6 @@ def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
         f"Over all {n} subjects, each predicted by a search that has not seen them, the ensembles reach "
         f"{'an' if label[0] in 'AN' else 'a'} {label} of {scores.score:.3f}"
     )
-    if np.isnan(inner.low):
-        return f"{reached}, and its interval is undefined: it shows nothing about {target}."
     baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:.3f})"
     rows, classes = scores.rows, outer.info.kind == "classification"
     too_few = smallest_chance(rows.targets, scores.units, classes=classes) > MAX_CHANCE
@@ -256,5 +254,7 @@ def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
         -1: f"worse than {baseline}: its predictions of {target} do not generalize to new people",
     }[side_of(scores.metric, difference.low, difference.high)]
     over = "" if units == n else f" over {resampled(n, units)}"
-    interval = f"(95 % interval{over} {inner.low:.3f} to {inner.high:.3f})"
-    return f"{reached} {interval}, {few if too_few else relation}."
+    if np.isnan(inner.low) and not too_few:
+        return f"{reached}, and its interval is undefined: it shows nothing about {target}."
+    interval = describe_interval(inner.low, inner.high, over)
+    return f"{reached} ({interval}), {few if too_few else relation}."

@@ -174,10 +174,8 @@ def _share_metric() -> Metric:
 
 
 def _estimate(metric: Metric, y: Floats, pred: Floats, units: NDArray[Any]) -> Estimate:
-    """Return a score with its interval over subjects, or their groups, which one of them has not."""
+    """Return a score with its interval over subjects, or their groups; None where they are too few."""
     value = metric.value(y, pred)
-    if len(np.unique(units)) < 2:
-        return Estimate(value=_known(value), low=None, high=None)
     inner = bootstrap_subjects(metric, y, pred, units)
     return Estimate(value=_known(value), low=_known(inner.low), high=_known(inner.high))
 

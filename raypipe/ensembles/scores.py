@@ -280,16 +280,12 @@ def _difference(name: str, metric: str, evaluation: EvaluationSet, a: Array, b: 
 
 
 def score_interval(metric: str, evaluation: EvaluationSet, predictions: Array) -> Interval:
-    """Return the bootstrap interval of a score over subjects, or their groups; NaN if there is only one."""
-    if len(np.unique(evaluation.units)) < 2:
-        return Interval(float("nan"), float("nan"), 0)
+    """Return the bootstrap interval of a score over subjects, or their groups; NaN if they are too few."""
     metric_of = within_folds(metric, evaluation.folds)
     return bootstrap_subjects(metric_of, evaluation.targets, predictions, evaluation.units)
 
 
 def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> Interval:
-    """Return the bootstrap interval of ``score(a) - score(b)``; NaN if there is only one subject or group."""
-    if len(np.unique(evaluation.units)) < 2:
-        return Interval(float("nan"), float("nan"), 0)
+    """Return the bootstrap interval of ``score(a) - score(b)``; NaN if subjects or groups are too few."""
     metric_of = within_folds(metric, evaluation.folds)
     return bootstrap_difference(metric_of, evaluation.targets, a, b, evaluation.units)

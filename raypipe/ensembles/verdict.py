@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from raypipe.core.bootstrap import MAX_CHANCE
+from raypipe.core.bootstrap import MAX_CHANCE, MIN_SUBJECTS
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.comparisons import compare_with_baseline, gap_note
-from raypipe.ensembles.labels import describe_target, metric_label, resampled
-from raypipe.ensembles.outcome import MIN_SUBJECTS, Outcome, side_of
+from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled
+from raypipe.ensembles.outcome import Outcome, side_of
 from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE, is_by_subject
 from raypipe.ensembles.soup import SWA
 from raypipe.storage.records import Member
@@ -27,10 +27,12 @@ With ``too few`` subjects, chance alone gives the clearest result too often; ``u
 def held_out_evidence(table: pd.DataFrame, metric: str) -> Evidence:
     """Classify the ensemble's held-out difference to the predictor without EEG by its 95 % interval."""
     row = table.loc[ENSEMBLE].to_dict()
-    if np.isnan(row["held_out"]) or np.isnan(row["low"]):
+    if np.isnan(row["held_out"]):
         return "undefined"
     if row["smallest_chance"] > MAX_CHANCE:
         return "too few"
+    if np.isnan(row["low"]):
+        return "undefined"
     side = side_of(metric, row["difference_low"], row["difference_high"])
     return "better" if side > 0 else "worse" if side < 0 else "none"
 
@@ -69,9 +71,9 @@ def _held_out_sentence(outcome: Outcome) -> str:
         return f"{subjects} all targets are the same, so the score is undefined and shows nothing about {target}."
     article = "an" if label[0] in "AN" else "a"
     reached = f"{subjects} {outcome.alone or 'the ensemble'} reaches {article} {label} of {scores.value:.3f}"
-    if np.isnan(scores.low):
-        return f"{reached}, but one subject gives no interval, so the score shows nothing about {target}."
-    return f"{reached} (95 % interval {scores.low:.3f} to {scores.high:.3f}), {_conclusion(outcome, target)}."
+    if held_out_evidence(outcome.table, outcome.metric) == "undefined":
+        return f"{reached}; its interval is undefined, so the score shows nothing about {target}."
+    return f"{reached} ({describe_interval(scores.low, scores.high)}), {_conclusion(outcome, target)}."
 
 
 def _conclusion(outcome: Outcome, target: str) -> str:
@@ -83,7 +85,8 @@ def _conclusion(outcome: Outcome, target: str) -> str:
     if evidence == "too few":
         counted = resampled(scores.subjects, scores.units)
         few = f"{scores.subjects} subjects" if counted == "subjects" else counted
-        return f"beside {baseline}: {few} are too few to say whether it generalizes to new people"
+        few = "1 subject is" if scores.subjects == 1 else f"{few} are"
+        return f"beside {baseline}: {few} too few to say whether it generalizes to new people"
     if evidence == "worse":
         return f"worse than {baseline}: its predictions of {target} do not generalize to new people"
     return f"no detectable difference from {baseline}: there is no evidence that it predicts {target}"
@@ -106,8 +109,8 @@ def _nested_to_best(outcome: Outcome) -> _ToBest | None:
 
 def _held_out_to_best(outcome: Outcome) -> _ToBest | None:
     """Return the held-out difference, unless the subjects are too few to compare on."""
-    to_best, enough = outcome.to_best, outcome.held_out.units >= MIN_SUBJECTS
-    if to_best is None or not enough or np.isnan(to_best.low):
+    to_best = outcome.to_best
+    if to_best is None or np.isnan(to_best.low):
         return None
     scores = outcome.table["held_out"].to_dict()
     value = scores[ENSEMBLE] - scores[BEST]
@@ -204,7 +207,7 @@ def _notes(outcome: Outcome) -> list[str]:
             f"Without any effect, {units} such {'subjects' if units == n else 'groups'} give the clearest result in "
             f"{100 * chance:.3g} % of cases. "
             f"A claim may be wrong in {100 * MAX_CHANCE:g} %. "
-            "With so few, intervals are approximate and probably too narrow."
+            f"{_few_note(units)}"
         )
     if units < n:
         notes.append(
@@ -220,6 +223,12 @@ def _notes(outcome: Outcome) -> list[str]:
     if outcome.distilled:
         notes.append("The distilled network was trained on all search subjects, so it has no out-of-fold score.")
     return [*notes, *outcome.notes]
+
+
+def _few_note(units: int) -> str:
+    if units < MIN_SUBJECTS:
+        return f"Scores and differences have intervals from {MIN_SUBJECTS} subjects, or groups of them, on."
+    return "With so few, intervals are approximate and probably too narrow."
 
 
 def _counted(n: int) -> str:

@@ -144,8 +144,8 @@ def format_score(value: float, sign: bool = False) -> str:
 
 
 def format_interval(low: float, high: float, sign: bool = False) -> str:
-    """Return an interval of scores as ``LOW to HIGH``; ``none`` for NaN."""
-    return "none" if np.isnan(low) else f"{format_score(low, sign)} to {format_score(high, sign)}"
+    """Return an interval of scores as ``LOW to HIGH``; ``no interval`` for NaN."""
+    return "no interval" if np.isnan(low) else f"{format_score(low, sign)} to {format_score(high, sign)}"
 
 
 def format_share(part: float, whole: float) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.core.bootstrap import MIN_SUBJECTS
 from raypipe.core.metrics import get_metric
-from raypipe.ensembles.outcome import MIN_SUBJECTS
 from raypipe.ensembles.scores import EvaluationSet, difference_interval
 
 
@@ -52,15 +52,14 @@ class PairedDifference:
         """Return what the interval shows about the other run."""
         better = -get_metric(metric).sign
         low, high = sorted((better * self.low, better * self.high))
+        if np.isnan(self.low) and self.units >= MIN_SUBJECTS:
+            return "not compared: the interval is undefined"
         if np.isnan(self.low):
-            return "no interval: too few subjects in both"
+            counted = "subjects" if self.units == self.subjects else "groups of subjects"
+            return f"not compared: fewer than {MIN_SUBJECTS} {counted} in both"
         if low <= 0 <= high:
             return "no detectable difference (95 % CI includes 0)"
-        word = "better" if low > 0 else "worse"
-        if self.units >= MIN_SUBJECTS:
-            return word
-        counted = "subjects" if self.units == self.subjects else "groups of subjects"
-        return f"{word}, but {self.units} {counted} are too few for evidence"
+        return "better" if low > 0 else "worse"
 
 
 def paired_difference(predictor: str, metric: str, first: Predictions, other: Predictions) -> PairedDifference | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.core.bootstrap import MIN_SUBJECTS
 from raypipe.data.window_store import WindowStore
 
 MAX_PEOPLE = 40
@@ -34,7 +35,7 @@ class Spectrum(NamedTuple):
     mean: Floats
     """(G, F) mean over people."""
     low: Floats
-    """(G, F) of the 95 % interval over people (t distribution), as is `high`; NaN for a group of one person."""
+    """(G, F) of the 95 % interval over people (t distribution), as is `high`; NaN for a group of too few."""
     high: Floats
 
 
@@ -128,7 +129,7 @@ def _half_width(own_PF: Floats) -> Floats:
     from scipy.stats import t
 
     n = len(own_PF)
-    if n < 2:
+    if n < MIN_SUBJECTS:
         return np.full(own_PF.shape[1:], np.nan)
     return np.asarray(t.ppf(0.975, n - 1) * own_PF.std(0, ddof=1) / np.sqrt(n))
 

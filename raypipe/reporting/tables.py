@@ -12,6 +12,7 @@ from rich.text import Text
 
 from raypipe.core.own_metrics import shown_metric
 from raypipe.core.text import format_duration, format_value, one_line
+from raypipe.ensembles.labels import describe_interval
 from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
@@ -131,9 +132,10 @@ def _difference_lines(differences: list[PairedDifference], metric: str) -> Itera
     for each in differences:
         unit = f"{each.windows} windows" if each.windows else "one mean prediction per subject"
         unit = unit if each.units == each.subjects else f"in {each.units} groups, {unit}"
+        interval = describe_interval(each.low, each.high, sign="+")
         yield (
             f"  {each.predictor}: {shown_metric(metric)} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
-            f"{each.difference:+.4f} (95 % interval {each.low:+.4f} to {each.high:+.4f}; {each.subjects} subjects, "
+            f"{each.difference:+.4f} ({interval}; {each.subjects} subjects, "
             f"{unit}): {each.describe(metric)}",
             None,
         )

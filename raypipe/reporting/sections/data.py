@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from raypipe.core.bootstrap import MIN_SUBJECTS
 from raypipe.core.errors import first_line
 from raypipe.core.outputs import as_columns, one_value
 from raypipe.data.accounting import Accounting
@@ -142,7 +143,7 @@ def _spectra_figure(run: RunStore, windows: WindowStore, manifest: Manifest) -> 
 def _spectra_caption(found: Spectra, names: list[str]) -> str:
     caption = (
         f"Power spectra of {found.windows} training windows (Welch), averaged within each person, then over people. "
-        "Bands: 95 % intervals of the mean over people."
+        f"Bands: 95 % intervals of the mean over people, from {MIN_SUBJECTS} on."
     )
     if found.channel:
         frequency, size, most, least = found.peak

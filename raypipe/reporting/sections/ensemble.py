@@ -49,6 +49,8 @@ _MAX_LABELLED_MEMBERS = 12
 """Members up to which the correlations are written into the plot."""
 _LINES = {"by rank": (BLUE, "o", 7.0, "-"), "complementing": (GREEN, "s", 4.0, "--")}
 """Colour, marker, its size and line of each order of members (`Ensemble.diversity`); both are seen if they coincide."""
+_ASIDE = 0.08
+"""Distance of an interval from its number of members, so that those of two orders are seen side by side."""
 _ALIKE = 0.9
 """Correlation of errors from which combining is said not to help much."""
 
@@ -159,13 +161,19 @@ def _diversity_figure(ensemble: Ensemble) -> FigureBlock | None:
     if len(names) >= MIN_CURVE:
         draw = partial(score_by_size, found, ensemble.run.info.metric)
         panels.append(Panel(draw, "Nested score by number of members"))
-        caption.append("Nested score by number of members, which were found on other subjects, as was their order.")
+        caption.append(_curve_caption(found["curve"]))
     if len(names) >= MIN_CORRELATED:
         draw = partial(error_correlations, names, found["correlations"])
         who = "trials" if _is_single(ensemble) else "members"
         panels.append(Panel(draw, f"Correlation of the {who}' errors"))
         caption.append(f"Correlation of the {who}' errors.")
     return draw_figure(panels, " ".join(caption)) if panels else None
+
+
+def _curve_caption(curve: dict[str, Any]) -> str:
+    text = "Nested score by number of members, which were found on other subjects, as was their order."
+    bars = any(each[1] is not None and math.isfinite(each[1]) for scores in curve.values() for each in scores)
+    return f"{text} Bars: 95 % intervals over people, or over the groups that they share." if bars else text
 
 
 def _with_family(ensemble: Ensemble) -> list[str]:
@@ -212,7 +220,7 @@ def member_weights(names: Sequence[str], weights: NDArray[Any]) -> Figure:
 
 
 def score_by_size(diversity: dict[str, Any], metric: str) -> Figure:
-    """Plot the nested score by the number of members, with equal weights.
+    """Plot the nested score by the number of members, with equal weights, and bars for intervals.
 
     Parameters
     ----------
@@ -222,10 +230,12 @@ def score_by_size(diversity: dict[str, Any], metric: str) -> Figure:
         Of the run.
     """
     figure, (axes,) = new_figure(4.2, 3.1)
-    for name, scores in diversity["curve"].items():
+    for aside, (name, scores) in zip((-1, 1), diversity["curve"].items(), strict=True):
         colour, marker, size, line = _LINES[name]
-        x = range(1, len(scores) + 1)
-        axes.plot(x, scores, color=colour, marker=marker, ms=size, ls=line, lw=1.5, label=name)
+        x = np.arange(1, len(scores) + 1)
+        value_M, low_M, high_M = np.array(scores, dtype=float).T  # None is NaN: no bar
+        axes.plot(x, value_M, color=colour, marker=marker, ms=size, ls=line, lw=1.5, label=name)
+        axes.vlines(x + aside * _ASIDE, low_M, high_M, color=colour, lw=1)
     axes.set_xlabel("members, equally weighted")
     axes.set_ylabel(f"nested {metric_label(metric)}")
     axes.locator_params(axis="x", integer=True)

@@ -164,11 +164,11 @@ def coverage_plot(found: Reliability) -> Figure:
 
 
 def _points(axes: Axes, x: list[float], estimates: list[Estimate]) -> None:
-    """Plot estimates with bars for their intervals."""
+    """Plot estimates with bars for their intervals, as far as they have any."""
     known = [(at, each) for at, each in zip(x, estimates, strict=True) if each.value is not None]
     values = np.array([each.value for _, each in known], dtype=float)
-    low = np.array([each.value if each.low is None else each.low for _, each in known], dtype=float)
-    high = np.array([each.value if each.high is None else each.high for _, each in known], dtype=float)
+    low = np.array([each.low for _, each in known], dtype=float)  # None is NaN
+    high = np.array([each.high for _, each in known], dtype=float)
     reach = np.maximum(np.stack([values - low, high - values]), 0.0)
     axes.errorbar(
         [at for at, _ in known], values, yerr=reach, fmt="o-", color=BLUE, lw=1.4, ms=4.5, elinewidth=1, capsize=2

@@ -4,8 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raypipe.core.bootstrap import (
+    MAX_CHANCE,
+    MIN_SUBJECTS,
     Interval,
     Samples,
     bootstrap_difference,
@@ -97,11 +101,11 @@ def test_interval_is_over_subjects() -> None:
 
 
 def test_undefined_resamples_are_left_out() -> None:
-    y, subjects = np.array([0, 0, 0, 1]), np.array(["a", "b", "c", "d"])
-    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+    y, subjects = np.array([0, 0, 0, 0, 0, 1]), np.array(list("abcdef"))
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
     interval = bootstrap_subjects("auc", y, scores, subjects, n=500)
     assert 0 < interval.usable < 500 and 0 <= interval.low <= interval.high <= 1
-    nothing = bootstrap_subjects("auc", np.zeros(4), scores, subjects, n=50)
+    nothing = bootstrap_subjects("auc", np.zeros(6), scores, subjects, n=50)
     assert math.isnan(nothing.low) and nothing.usable == 0
     assert bootstrap_subjects("auc", y, scores * np.nan, subjects, n=50).usable == 0
 
@@ -117,16 +121,39 @@ def test_difference_is_paired() -> None:
     assert (flipped.low, flipped.high) == pytest.approx((-high, -low))
 
 
+@given(
+    subjects=st.integers(1, 12), windows=st.integers(1, 4), metric=st.sampled_from(["nrmse", "rmse", "mae"]),
+    seed=st.integers(0, 2**16),
+)  # fmt: skip
+def test_only_enough_subjects_have_an_interval(subjects: int, windows: int, metric: str, seed: int) -> None:
+    """Scores and differences have one from the same number of subjects on, however many windows there are."""
+    rng = np.random.default_rng(seed)
+    n = subjects * windows
+    y, names = rng.normal(size=n), np.repeat(np.arange(subjects), windows)
+    a, b = rng.normal(size=(2, n, 1))
+    score_of = bootstrap_subjects(metric, y, a, names, n=50)
+    difference = bootstrap_difference(metric, y, a, b, names, n=50)
+    for found in (score_of, difference):
+        assert math.isnan(found.low) == math.isnan(found.high) == (subjects < MIN_SUBJECTS)
+        assert (found.usable > 0) == (subjects >= MIN_SUBJECTS)
+
+
+def test_fewer_subjects_can_show_nothing() -> None:
+    """All signs agree more often than 1 in 20 by chance, so that an interval of a difference would always contain 0."""
+    assert 2.0 ** (1 - (MIN_SUBJECTS - 1)) > 0.05 >= 2.0 ** (1 - MIN_SUBJECTS)
+    few = np.arange(MIN_SUBJECTS - 1)
+    assert smallest_chance(few.astype(float), few, classes=False) > MAX_CHANCE
+
+
 def test_wrong_subjects_are_refused() -> None:
     y, pred, subjects = example("regression")
-    with pytest.raises(ValueError, match="two or more"):
-        bootstrap_subjects("nrmse", y, pred, ["a"] * len(y))
     with pytest.raises(ValueError, match="each of 60"):
         bootstrap_subjects("nrmse", y, pred, subjects[:-1])
 
 
 def test_differences_are_within_the_range_of_the_metric() -> None:
-    y, subjects = np.array([0, 1, 0, 1]), np.arange(4).astype(str)
-    a, b = (np.stack([1 - np.array(p), p], 1) for p in ([0.1, 0.4, 0.6, 0.9], [0.9, 0.6, 0.4, 0.1]))
+    y, subjects = np.array([0, 1, 0, 1, 0, 1]), np.arange(6).astype(str)
+    forward = [0.1, 0.4, 0.6, 0.9, 0.2, 0.8]
+    a, b = (np.stack([1 - np.array(p), p], 1) for p in (forward, forward[::-1]))
     found = bootstrap_difference("auc", y, a, b, subjects)
     assert -1.0 <= found.low <= found.high <= 1.0

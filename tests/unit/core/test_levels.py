@@ -41,9 +41,9 @@ def test_a_fold_weighs_as_many_pairs_as_it_has():
 
 
 def test_folds_of_one_person_are_scored_together():
-    subjects = np.array(["a", "b", "c", "d"])
-    y, folds = np.array([0, 1, 0, 1]), np.arange(4)
-    pred = _probabilities(np.array([0.0, 1.0, 0.5, 2.0]))
+    subjects = np.array(list("abcdef"))
+    y, folds = np.array([0, 1, 0, 1, 0, 1]), np.arange(6)
+    pred = _probabilities(np.array([0.0, 1.0, 0.5, 2.0, 0.1, 1.5]))
     assert ranking_score("auc", "window", y, pred, subjects, folds) == 1.0
     assert bootstrap_subjects(within_folds("auc", folds), y, pred, subjects, n=50).usable > 20
 

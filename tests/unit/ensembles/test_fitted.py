@@ -86,7 +86,10 @@ RECORDS = {
         "table/ensemble: subjects, windows, units must be whole numbers",
     ),
     "correlations of other members": (lambda r: r["diversity"]["correlations"].pop(), "correlations: not those of"),
-    "a curve of other members": (lambda r: r["diversity"]["curve"]["by rank"].append(1.0), "curve: not one score for"),
+    "a curve of other members": (
+        lambda r: r["diversity"]["curve"]["by rank"].pop(),
+        "curve: not one score for",
+    ),
     "no diversity": (lambda r: r.update(diversity={}), "diversity/members: Field required"),
 }
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from raypipe.ensembles.nested_cv import (
     score_by_ensemble_size,
     simplest_within_error,
 )
+from raypipe.ensembles.scores import EvaluationSet, score_interval
 from raypipe.ensembles.selection import forward_selection
 from tests.support.member_predictions import independent, values
 
@@ -59,11 +62,27 @@ def test_the_simplest_of_equal_methods_is_chosen():
 def test_score_by_ensemble_size_and_error_correlations():
     members, _ = independent((1.0, 1.0, 1.0), n=4000)
     found = score_by_ensemble_size(members)
-    assert found["by rank"][0] > found["by rank"][1] > found["by rank"][2]
-    assert found["by rank"][2] == pytest.approx(found["complementing"][2])
+    scores = [each.score for each in found["by rank"]]
+    assert scores[0] > scores[1] > scores[2] == pytest.approx(found["complementing"][2].score)
+    assert all(each.low < each.score < each.high for each in found["by rank"])
     r_MM = error_correlations(members)
     np.testing.assert_allclose(np.diag(r_MM), 1.0)
     assert np.abs(r_MM - np.eye(3)).max() < 0.06
+
+
+def test_intervals_by_ensemble_size_are_those_of_the_table():
+    """They are over people at the level of the score, as `score_interval` gives them."""
+    members, _ = independent((1.0, 1.0), n=400)
+    people = replace(members, subjects=np.repeat(np.arange(20), 20), level="person")
+    people = replace(people, targets=np.repeat(people.targets[::20], 20))
+    found = score_by_ensemble_size(people)["by rank"][1]
+    side = EvaluationSet(people.targets, people.subjects, people.folds)
+    mean = side.mean_per_subject(people.predictions.mean(0))
+    expected = score_interval(people.metric, side.per_subject(), mean)
+    assert found.score == pytest.approx(side.per_subject().score(people.metric, mean))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.1)
+    few = replace(people, subjects=people.subjects // 4)
+    assert np.isnan(score_by_ensemble_size(few)["by rank"][1].low)
 
 
 def test_a_simpler_method_is_preferred_if_no_other_is_better_by_more_than_a_standard_error():

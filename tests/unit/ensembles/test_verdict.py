@@ -64,7 +64,9 @@ def test_the_verdict_of_no_signal():
 
 def test_the_verdict_claims_nothing_from_few_subjects():
     verdict, notes = of_table(table_of(1.0, 4))
+    assert "(no interval), beside the training mean without EEG" in verdict and "95 %" not in verdict
     assert "4 subjects are too few to say whether it generalizes to new people" in verdict
+    assert any("have intervals from 6 subjects, or groups of them, on" in note for note in notes)
     assert any("4 such subjects give the clearest result in 6.25 % of cases" in note for note in notes)
     assert "shows nothing about age" in of_table(table_of(1.0, 1))[0]
 
@@ -160,7 +162,7 @@ def test_the_direction_of_the_metric_is_respected():
 
 
 def test_few_held_out_subjects_decide_nothing():
-    _, second, last = compared((-0.1, 0.1), (0.01, 0.02), subjects=4)
+    _, second, last = compared((-0.1, 0.1), (np.nan, np.nan), subjects=4)
     assert "held-out" not in second and "no detectable difference (95 % CI includes 0)" in last
 
 
@@ -216,7 +218,7 @@ def test_groups_of_subjects_are_what_is_counted():
 # Beside the best classical baseline
 
 
-def beside(nested, held_out, metric="auc", units=8, **changes) -> tuple[str, list[str]]:
+def beside(nested, held_out, metric="auc", units=8, value=None, **changes) -> tuple[str, list[str]]:
     """Return verdict and notes where the baseline differs from what is shipped by these intervals."""
     row = {"held_out": 0.85, "low": 0.7, "high": 0.95, "difference_low": 0.1, "difference_high": 0.4}
     row |= {
@@ -229,7 +231,7 @@ def beside(nested, held_out, metric="auc", units=8, **changes) -> tuple[str, lis
     }
     other = row | {"nested": 0.88, "held_out": 0.91}
     for name, (low, high) in (("nested_to_shipped", nested), ("to_shipped", held_out)):
-        other |= {name: (low + high) / 2, f"{name}_low": low, f"{name}_high": high}
+        other |= {name: (low + high) / 2 if value is None else value, f"{name}_low": low, f"{name}_high": high}
     rows = {"ensemble": row, "best single trial": row, "distilled": row, "ridge on x": other, "training mean": row}
     table = pd.DataFrame(rows).T
     outcome = Outcome(table, metric, "events:a,b", "best", 1, baseline="ridge on x", **changes)
@@ -269,7 +271,7 @@ def test_a_baseline_within_noise_comes_second_and_scores_are_in_the_order_of_the
 
 
 def test_few_held_out_subjects_are_not_compared_with_a_baseline():
-    text = beside((-0.02, 0.14), (0.02, 0.1), units=3)[0]
+    text = beside((-0.02, 0.14), (np.nan, np.nan), units=3, value=0.06)[0]
     assert "held-out AUC 0.850 against 0.910 (difference -0.060, no interval)" in text
     assert "No detectable difference between the ensemble and a classical baseline" in text
 

@@ -17,7 +17,8 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.reporting.compare import BEST_TRIAL, ENSEMBLE_HELD_OUT, ENSEMBLE_OOF, compare_runs
-from raypipe.reporting.tables import show_comparison
+from raypipe.reporting.pairing import PairedDifference
+from raypipe.reporting.tables import _difference_lines, show_comparison
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_store import RunStore
@@ -176,3 +177,11 @@ def test_repeats_of_folds_are_paired_with_those_of_the_other_run(repeated, store
     found = compare_runs([runs[0], once])
     assert found.conditions[0][1].text.endswith("out of fold, the first 1 repeat(s) are compared")
     assert found.differences[0][0].subjects == only.subjects
+
+
+@pytest.mark.parametrize(("units", "said"), [(5, "fewer than 6 subjects in both"), (8, "the interval is undefined")])
+def test_a_difference_without_an_interval_says_so(units, said):
+    pair = PairedDifference(BEST_TRIAL, (0.8, 0.9), 0.1, np.nan, np.nan, units, units, 0, 0)
+    ((line, _),) = _difference_lines([pair], "auc")
+    assert "difference +0.1000 (no interval;" in line and "nan" not in line
+    assert line.endswith(f"not compared: {said}")

@@ -40,8 +40,10 @@ def test_white_noise_has_the_power_that_its_variance_says(store):
 def test_a_person_counts_once_however_many_windows_there_are(store, monkeypatch):
     monkeypatch.setattr(spectra, "WINDOWS_EACH", 100)
     one = np.r_[np.arange(6), 36 + np.arange(6)]
+    six = group_spectra(store, [np.r_[0:36:6, 36:42]]).all_channels
+    assert six.low[0, 0] < six.mean[0, 0] < six.high[0, 0]
     few = group_spectra(store, [np.r_[0, 36:42]]).all_channels
-    assert few.low[0, 0] < few.mean[0, 0] < few.high[0, 0]
+    assert np.isnan(few.low).all() and np.isnan(few.high).all(), "two people have no interval"
     alone = [group_spectra(store, [index]).all_channels.mean[0] for index in (np.array([0]), np.arange(36, 42))]
     assert few.mean[0] == pytest.approx(np.mean(alone, axis=0)) and len(one) == 12
     assert np.isnan(group_spectra(store, [np.arange(6)]).all_channels.low).all(), "one person has no interval"

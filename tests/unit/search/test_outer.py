@@ -99,7 +99,7 @@ def test_groups_of_people_are_what_the_interval_resamples(made):
     grouped = replace(scores, pooled=replace(pooled, groups=thirds))
     assert (grouped.score, len(np.unique(grouped.units))) == (scores.score, 3)
     verdict = write_verdict(made.store, grouped)
-    assert "(95 % interval over 3 groups of subjects" in verdict and "3 groups of subjects are too few" in verdict
+    assert "(no interval), beside" in verdict and "3 groups of subjects are too few" in verdict
     assert "groups" not in made.verdict
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from raypipe.reporting.plotting import new_figure, widen_score_axis
 from raypipe.reporting.sections.ensemble import (
+    _curve_caption,
     _nested_table,
     describe_correlations,
     ensemble_section,
@@ -25,7 +26,7 @@ def of_members(fitted, n):
     diversity = {
         "members": [str(member) for member in members],
         "correlations": r_MM.tolist(),
-        "curve": {"by rank": [0.8] * n, "complementing": [0.79] * n},
+        "curve": {"by rank": [(0.8, 0.7, 0.9)] * n, "complementing": [(0.79, None, None)] * n},
     }
     return replace(fitted, members=members, weights=np.full(n, 1 / n), diversity=diversity)
 
@@ -83,10 +84,21 @@ def test_baselines_choose_nothing_and_have_no_optimism(fitted):
 
 
 def test_two_lines_that_coincide_are_both_seen():
-    curve = {"by rank": [0.6, 0.7, 0.7], "complementing": [0.6, 0.7, 0.7]}
+    scores = [(0.6, 0.5, 0.7), (0.7, 0.6, 0.8), (0.7, None, None)]
+    curve = {"by rank": scores, "complementing": scores}
     below, above = score_by_size({"curve": curve}, "auc").axes[0].get_lines()[:2]
     assert (below.get_linestyle(), above.get_linestyle()) == ("-", "--")
     assert below.get_markersize() > above.get_markersize()
+
+
+def test_scores_by_number_of_members_have_their_intervals():
+    curve = {"by rank": [(0.6, 0.5, 0.7), (0.7, None, None)], "complementing": [(0.6, 0.4, 0.8), (0.7, 0.6, 0.9)]}
+    by_rank, other = score_by_size({"curve": curve}, "auc").axes[0].collections
+    ends = [[sorted(line[:, 1]) for line in each.get_segments() if len(line)] for each in (by_rank, other)]
+    assert ends == [[[0.5, 0.7]], [[0.4, 0.8], [0.6, 0.9]]]
+    assert by_rank.get_segments()[0][0, 0] < 1 < other.get_segments()[0][0, 0], "side by side"
+    assert "Bars: 95 % intervals over people" in _curve_caption(curve)
+    assert "Bars" not in _curve_caption({"by rank": [(0.6, None, None)]})
 
 
 @pytest.mark.parametrize(
