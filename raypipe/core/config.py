@@ -10,22 +10,14 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    Discriminator,
-    Field,
-    SerializerFunctionWrapHandler,
-    Tag,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from raypipe.core.combinations import check_combination
 from raypipe.core.effects import LOSS_PARAMETERS
 from raypipe.core.model_config import MODELS, ModelConfig, OwnConfig, is_closed_form
 from raypipe.core.network_config import ConformerConfig
 from raypipe.core.own_config import OWN, Arguments, OwnCode, own_or
-from raypipe.core.record import FrozenModel
+from raypipe.core.record import FrozenModel, leaving_out
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -299,11 +291,7 @@ class TrialConfig(FrozenModel):
         check_combination(self)
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_unnamed_store(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the store out where it has no name: there is one only."""
-        values: dict[str, Any] = serialize(self)
-        return values if self.data.store else {name: value for name, value in values.items() if name != "data"}
+    _serializer = leaving_out("data")  # where there is one store, without a name
 
     @property
     def cycle_ends(self) -> list[int]:

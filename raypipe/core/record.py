@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from pydantic_core import ErrorDetails
 
 from raypipe.core.errors import DamagedFileError, UserError
@@ -29,6 +29,25 @@ class FrozenModel(BaseModel):
     """Values that are validated and cannot be changed. Unknown names, and numbers that are not finite, are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def leaving_out(name: str) -> Any:
+    """Return a serializer of a model that leaves a field out where it has its default.
+
+    So a field that few records need changes neither the others nor their digests::
+
+        class Recipe(FrozenModel):
+            extra: str = ""
+            _serializer = leaving_out("extra")
+    """
+
+    def serialize(self: BaseModel, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = to_values(self)
+        if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+            values.pop(name, None)
+        return values
+
+    return model_serializer(mode="wrap")(serialize)
 
 
 class Record(FrozenModel):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
-from raypipe.core.record import FrozenModel
+from raypipe.core.record import FrozenModel, leaving_out
 from raypipe.data.association import (
     Classes,
     area,
@@ -88,11 +88,7 @@ class Predictor(FrozenModel):
         """Return the name, after that of the value where the target has several."""
         return f"{self.value}: {self.name}" if self.value else self.name
 
-    @model_serializer(mode="wrap")
-    def _without_no_value(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the value's name out where the target has one value or classes."""
-        fields: dict[str, Any] = serialize(self)
-        return fields if self.value else {name: field for name, field in fields.items() if name != "value"}
+    _serializer = leaving_out("value")
 
 
 class WithoutEeg(FrozenModel):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from raypipe.core.config import config_hash
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.metrics import METRICS, Kind
-from raypipe.core.record import FrozenModel, Record
+from raypipe.core.record import FrozenModel, Record, leaving_out
 from raypipe.data.manifest import Plan
 from raypipe.data.plan import check_baseline_samples
 from raypipe.data.preprocessing import check_values
@@ -111,11 +111,7 @@ class BundleInfo(Record):
     sha256: dict[str, str]
     """Checksums of the other files by name."""
 
-    @model_serializer(mode="wrap")
-    def _without_no_recipes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the recipes out where there is one way to make windows."""
-        values: dict[str, Any] = serialize(self)
-        return values if self.recipes else {name: value for name, value in values.items() if name != "recipes"}
+    _serializer = leaving_out("recipes")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import raypipe
 from raypipe.core.errors import UserError
-from raypipe.core.record import Record
+from raypipe.core.record import FrozenModel, Record, leaving_out
 from raypipe.storage.files import open_folder, read_record, write_record
 
 
@@ -148,3 +148,18 @@ def test_no_change_of_a_record_is_read(data):
     with pytest.raises(UserError) as caught:
         Sample.parse(changed, "sample.json")
     assert "\n" not in str(caught.value) and str(caught.value).startswith("sample.json: ")
+
+
+class Extended(FrozenModel):
+    number: int
+    extra: dict[str, int] = Field(default_factory=dict)
+    _serializer = leaving_out("extra")
+
+
+def test_a_field_with_its_default_may_be_left_out():
+    plain, other = Extended(number=1), Extended(number=1, extra={"a": 2})
+    assert plain.model_dump() == {"number": 1} and plain.model_dump_json() == '{"number":1}'
+    assert other.model_dump() == {"number": 1, "extra": {"a": 2}}
+    for each in (plain, other):
+        assert Extended.model_validate_json(each.model_dump_json()) == each
+    assert plain.model_dump(include={"extra"}) == {}
