@@ -133,8 +133,8 @@ class Inbox:
             except FileNotFoundError:
                 continue
             except UserError as error:
-                self._seen.add(name)
                 self._write(name, False, f"refused: {first_line(error)}")
+                self._seen.add(name)
                 continue
             self._seen.add(name)
             self._pending[name] = request.model_copy(update={"id": name})

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from raypipe.core.errors import DamagedFileError
+from raypipe.core.errors import DamagedFileError, StorageError
 from raypipe.storage.requests import Inbox, Request, ask, read_answer, read_requests
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run
@@ -64,6 +64,19 @@ def test_a_damaged_or_foreign_request_is_refused_once_and_not_acted_on(run):
     assert [answer.done for answer in answers] == [False, False]
     assert "refused: " in answers[0].text and "another run" in answers[1].text
     assert "\n" not in answers[0].text
+
+
+def test_a_refusal_that_could_not_be_written_is_written_at_the_next_look(run, monkeypatch):
+    request = ask(run, "stop-trial", trial=3)
+    run.folder.write(f"requests/{request.id}.json", b"{}")
+    inbox = Inbox(run)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(run.folder), "write", lambda *_: (_ for _ in ()).throw(StorageError("down")))
+        with pytest.raises(StorageError):
+            inbox.look()
+    assert read_answer(run, request) is None
+    inbox.look()
+    assert read_answer(run, request).text.startswith("refused: ")
 
 
 def test_a_request_for_no_trial_is_no_record(run):
