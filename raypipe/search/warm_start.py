@@ -6,6 +6,7 @@ Those trials only inform the sampler; the new run trains its own.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import optuna
@@ -16,6 +17,7 @@ from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, name_some
 from raypipe.core.parameters import flatten
 from raypipe.core.record import FrozenModel
 from raypipe.core.search_space import SearchSpace
+from raypipe.core.store_names import PARAMETER as STORE
 from raypipe.search.distributions import pack_distributions, unpack_distributions
 from raypipe.search.labels import labels_differ
 from raypipe.storage.records import LabelsInfo, TrialResult
@@ -62,7 +64,14 @@ class WarmStart(FrozenModel):
 
 
 def collect_warm_trials(
-    old: RunStore, space: SearchSpace, *, target: str, metric: str, labels: LabelsInfo, folds: FoldMap
+    old: RunStore,
+    space: SearchSpace,
+    *,
+    target: str,
+    metric: str,
+    labels: LabelsInfo,
+    folds: FoldMap,
+    stores: Mapping[str, str] | None = None,
 ) -> WarmStart:
     """Collect the trials of an old run from which the sampler of a new run in `space` can start.
 
@@ -75,6 +84,8 @@ def collect_warm_trials(
         Labels of the new run (`raypipe.search.labels.labels_of`).
     folds
         Fold map of the new run.
+    stores
+        Hashes of the new run's stores by name, where it has several. Trials of a run of one of them are of that store.
 
     Raises
     ------
@@ -107,7 +118,7 @@ def collect_warm_trials(
     trials, reason = [], ""
     for result in finished:
         try:
-            trials.append(_translate(old, result, space))
+            trials.append(_translate(old, result, space, stores or {}))
         except UserError as error:
             reason = reason or f"trial {result.number}: {error}"
     if not trials:
@@ -124,9 +135,12 @@ def _people_of(run: RunStore) -> list[str]:
     return sorted(own.union(inherited))
 
 
-def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTrial:
+def _translate(old: RunStore, result: TrialResult, space: SearchSpace, stores: Mapping[str, str]) -> WarmTrial:
     config = old.config(result.number)
-    point = optuna.trial.FixedTrial(flatten(config))
+    values = flatten(config)
+    if stores and not config.data.store:
+        values[STORE] = _store_of(old, stores)
+    point = optuna.trial.FixedTrial(values)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Optuna only warns of values out of range
@@ -141,6 +155,14 @@ def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTr
         distributions=pack_distributions(point.distributions),
         steps={} if config.model.closed_form else {e.passes: e.score for e in old.history(result.number)},
     )
+
+
+def _store_of(old: RunStore, stores: Mapping[str, str]) -> str:
+    """Return the name of the store, among several by hash, that all trials of an old run were trained on."""
+    for name, data_hash in stores.items():
+        if data_hash == old.info.data_hash:
+            return name
+    raise UserError(f"it was trained on none of the stores {', '.join(stores)}; the old run's is {old.info.data}")
 
 
 def add_warm_trials(study: optuna.Study, run: RunStore) -> int:

@@ -204,3 +204,12 @@ def test_nothing_to_learn_from_is_one_line(old, tmp_path, windows):
     elsewhere = SearchSpace("def space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n", "far.py")
     with pytest.raises(UserError, match=r"none of its 13 trials is valid in this space \(trial 0: .*optim/lr"):
         collect_warm_trials(old, elsewhere, target="toy", metric="nrmse", labels=SAME, folds=NOTHING_HELD_OUT)
+
+
+def test_trials_of_one_store_start_a_search_over_several_that_name_it(old, tmp_path):
+    space = SearchSpace(NARROW, stores=("a", "b"))
+    start = {"target": "toy", "metric": "nrmse", "labels": SAME, "folds": NOTHING_HELD_OUT}
+    warm = collect_warm_trials(old, space, stores={"a": "another", "b": old.info.data_hash}, **start)
+    assert warm.trials and {trial.params["data/store"] for trial in warm.trials} == {"b"}
+    with pytest.raises(UserError, match=r"trial 0: it was trained on none of the stores a, b; the old run's is "):
+        collect_warm_trials(old, space, stores={"a": "another", "b": "third"}, **start)
