@@ -12,13 +12,13 @@ from types import TracebackType
 
 from raypipe.backend.connection import connect, folder_error, folder_for_ray, provide_token
 from raypipe.backend.control_store import ControlStoreWatch
+from raypipe.backend.join_compat import address_of_job
 from raypipe.backend.output import CapturedOutput
 from raypipe.backend.process_state import deferred_interrupt, logger_to, restored_process_state
 from raypipe.backend.ray_compat import (
     LOCAL_SETTINGS,
     SETTINGS,
     SHUTDOWN_MODULES,
-    address_of_job,
     no_automatic_start,
     reread_authentication,
 )

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from raypipe.backend.join_compat import bootstrap_address, node_that_answers
 from raypipe.backend.output import CapturedOutput
 from raypipe.backend.process_state import blocked_hang_up, restored_signal_handlers
 from raypipe.backend.ray_compat import (
     MAX_FOLDER_LENGTH,
-    bootstrap_address,
     end_partly_started_node,
     few_processes,
     job_config,
@@ -34,6 +34,8 @@ MAX_STARTS = 2
 """Attempts to start Ray: a machine under load may time out once."""
 ADDRESS_SECONDS = 60.0
 """Seconds that a cluster may take to answer: its control store may be restarting."""
+NODE_SECONDS = 120.0
+"""Seconds that the node of this machine may take to answer after the control store has: it may be suspended."""
 RETRY_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
 MIN_FREE_BYTES = 32 << 20
@@ -181,7 +183,8 @@ def _join(address: str, options: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)})") from None
     try:
-        ray.init(address=address, **options)
+        with node_that_answers(_answers, NODE_SECONDS, RETRY_SECONDS):
+            ray.init(address=address, **options)
     except ray.exceptions.AuthenticationError as error:
         raise UserError(f"--address {address}: {first_line(error)}") from None
     except (OSError, ValueError, RuntimeError) as error:
@@ -221,6 +224,15 @@ def wait_for_server(address: str, seconds: float) -> None:
 
 class _OtherServerError(OSError):
     """A server answers that is not one of gRPC."""
+
+
+def _answers(address: str) -> bool:
+    """Return whether a gRPC server answers at ``host:port``."""
+    try:
+        wait_for_server(address, 0.0)
+    except OSError:
+        return False
+    return True
 
 
 def _greet(host: str, port: int) -> None:

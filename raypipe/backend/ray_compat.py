@@ -1,4 +1,4 @@
-"""Private API of Ray Core that raypipe needs; `raypipe.backend.train_compat` has that of Ray Train.
+"""Private API of Ray Core that raypipe needs, but for `join_compat`; `train_compat` has that of Ray Train.
 
 No other module of raypipe uses a private name of Ray, so a new version of Ray is checked here and by
 ``tests/unit/backend/test_ray_compat.py``. Ray is imported inside functions: a driver imports this module first.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -36,9 +35,6 @@ _SESSION_PATH = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_stor
 """Longest path of a socket of Ray below its folder."""
 MAX_FOLDER_LENGTH = (107 if sys.platform.startswith("linux") else 103) - len(_SESSION_PATH)
 """Bytes that the path of Ray's folder may have: the path of a socket is limited."""
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable that a job of a cluster has."""
-_RAYLET_ADDRESS = "--gcs-address="
 _FORWARDED = ("RAY_", "TRAIN_", "TUNE_", "NCCL_", "TORCHFT_")
 """How the names of the settings begin that Tune forwards to its actors."""
 
@@ -149,40 +145,6 @@ def few_processes() -> Iterator[None]:
 
 def _start_no_server(node: Any, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
     node._webui_url = None
-
-
-def bootstrap_address(address: str) -> str:
-    """Return the ``host:port`` that Ray connects to for an address; Ray replaces loopback by the address of the node.
-
-    Raises
-    ------
-    ConnectionError
-        The address is ``auto``, and no Ray runs on this machine.
-    ValueError
-        It has no port.
-    """
-    from ray._private import services
-
-    return str(services.canonicalize_bootstrap_address(address))
-
-
-def address_of_job() -> str | None:
-    """Return the address of the cluster that this process is a job of, or None where it is not a job.
-
-    Ray gives a job the address of whichever Ray it finds first on the head, which may be another user's.
-    The address is read from the command line of the raylet that the job descends from.
-    """
-    if JOB_VARIABLE not in os.environ:
-        return None
-    importlib.import_module("ray")  # psutil is a part of it
-    psutil: Any = importlib.import_module("psutil")
-
-    for process in psutil.Process().parents():
-        with contextlib.suppress(psutil.Error):
-            if process.name() == "raylet":
-                given = [word for word in process.cmdline() if word.startswith(_RAYLET_ADDRESS)]
-                return given[0].removeprefix(_RAYLET_ADDRESS) if given else None
-    return None
 
 
 def end_partly_started_node(error: BaseException) -> None:

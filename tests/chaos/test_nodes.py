@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from tests.chaos.plan import FLAGS
@@ -18,6 +21,13 @@ IMPATIENT = HOOKS | {"raypipe.backend.worker_groups": "module.SHRINK_AFTER_SECON
 ASKING = {"ray.tune.utils.resource_updater": "module.TUNE_STATE_REFRESH_PERIOD = 0.0"}
 # The driver gives up a control store after three seconds, and not after 36.
 SOON = {"raypipe.backend.control_store": "module.LEAVE_SHARE = 0.05"}
+# A file is made when the node of this machine has not answered a driver.
+NOTED = """
+import pathlib
+answers = module._answers
+module.ANSWER_SECONDS = 0.5
+module._answers = lambda address: answers(address) or pathlib.Path({!r}).touch()
+"""
 ONE, SECOND_OF_TWO = "worker-0: folds 0, 1, 2, 3", "worker-1: folds 1, 3"
 
 
@@ -107,6 +117,25 @@ def test_a_cluster_is_joined_again_when_its_control_store_is_back(field, nodes, 
     with nodes.store_away():
         driver.wait_until(lambda: has_left(driver), "the driver to leave Ray")
         gate.open(3)
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert differences(run, first(reference)) == []
+
+
+def test_a_driver_waits_for_a_node_that_is_suspended(field, nodes, reference, tmp_path):
+    """Ray would end the driver."""
+    folder, _ = field
+    run, silent = tmp_path / "run", tmp_path / "silent"
+    nodes.hooks.set(HOOKS | {"raypipe.backend.connection": NOTED.format(str(silent))})
+    raylets = nodes.find("raylet")
+    for pid in raylets:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        driver = sweep(nodes, folder, run)
+        driver.wait_until(silent.exists, "the driver to ask a node that does not answer")
+    finally:
+        for pid in raylets:
+            os.kill(pid, signal.SIGCONT)
     out = driver.finish()
     assert driver.child.returncode == 0, out
     assert differences(run, first(reference)) == []

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from raypipe.backend.join_compat import JOB_VARIABLE, node_that_answers
 from raypipe.backend.ray_compat import (
-    JOB_VARIABLE,
     LOCAL_SETTINGS,
     SETTINGS,
     SHUTDOWN_MODULES,
@@ -36,6 +36,13 @@ PARAMETERS = {
     "ray._private.node.Node.start_api_server": ["self", "include_dashboard", "raise_on_failure"],
     "ray._private.node.Node.start_monitor": ["self"],
     "ray._private.services.canonicalize_bootstrap_address": ["addr"],
+    "ray._private.services.get_node_to_connect_for_driver": [
+        "gcs_client",
+        "node_ip_address",
+        "node_name",
+        "temp_dir",
+        "timeout_seconds",
+    ],
     "ray._private.worker.print_to_stdstream": ["data", "ignore_prefix"],
     "ray.experimental.internal_kv._internal_kv_del": ["key"],
     "ray.experimental.internal_kv._internal_kv_get": ["key"],
@@ -188,7 +195,7 @@ def test_attributes_of_instances_are_there():
 
 RAYLET = f"""#!{sys.executable}
 import subprocess, sys
-code = "from raypipe.backend.ray_compat import address_of_job; print(address_of_job())"
+code = "from raypipe.backend.join_compat import address_of_job; print(address_of_job())"
 subprocess.run(["sh", "-c", f"{{sys.executable}} -c '{{code}}'; true"], check=True)
 """
 
@@ -292,3 +299,35 @@ def test_output_of_processes_goes_where_ray_would_print_it():
     assert received == [{"lines": ["one"]}]
     assert worker.print_to_stdstream is printed
     assert "print_to_stdstream" in inspect.getsource(worker.connect), "connect() registers it"
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """Nodes that Ray chooses for a driver, one after another."""
+    from ray._private import services
+
+    found = [SimpleNamespace(node_manager_address="here", node_manager_port=port) for port in (1, 1, 2)]
+    monkeypatch.setattr(services, "get_node_to_connect_for_driver", lambda client, **names: found.pop(0))
+    return found
+
+
+def test_a_driver_waits_for_a_node_that_answers(nodes):
+    from ray._private import services
+
+    choose, asked = services.get_node_to_connect_for_driver, []
+
+    def answers(address):
+        asked.append(address)
+        return address == "here:2"
+
+    with node_that_answers(answers, 60.0, 0.0):
+        assert services.get_node_to_connect_for_driver("client", node_name=None).node_manager_port == 2
+    assert asked == ["here:1", "here:1", "here:2"] and services.get_node_to_connect_for_driver is choose
+
+
+def test_a_node_that_never_answers_is_named(nodes):
+    from ray._private import services
+
+    line = r"^the raylet at here:1 does not answer within 0 s$"
+    with node_that_answers(lambda address: False, 0.0, 0.0), pytest.raises(RuntimeError, match=line):
+        services.get_node_to_connect_for_driver("client")
