@@ -23,6 +23,8 @@ from raypipe.recordings.tables import list_some
 
 RATE_TOLERANCE = 1e-7
 """Relative difference of two sampling rates that are taken for one: a tenth of a sample in an hour at 250 Hz."""
+MAX_UPSAMPLING = 10
+"""Largest rate of a store, over the highest one of its recordings: ten thousand times would fill the disk."""
 
 NOT_COMMON = "not in every recording"
 NOT_ASKED = "not among --channels"
@@ -122,6 +124,7 @@ def make_plan(target: Target, asked: Settings, recordings: Sequence[Recording], 
     """
     channels, sources = _plan_channels(asked, recordings, headers)
     sfreq = asked.sfreq or _common_rate(recordings, headers, sources)
+    _check_upsampling(sfreq, headers)
     window = asked.window or target.default_window
     stride = asked.stride or target.default_stride or window
     crop = asked.crop or target.default_crop(window) or window
@@ -149,6 +152,16 @@ def make_plan(target: Target, asked: Settings, recordings: Sequence[Recording], 
     )
     check_baseline_samples(plan)
     return plan
+
+
+def _check_upsampling(sfreq: float, headers: Sequence[Header]) -> None:
+    """Refuse a rate far above that of every recording: it adds no signal, and can fill the disk."""
+    highest = max((rate for header in headers for rate in header.rates), default=sfreq)
+    if sfreq > MAX_UPSAMPLING * highest:
+        raise UserError(
+            f"sfreq {sfreq:g}: more than {MAX_UPSAMPLING} times the rate of all recordings (at most {highest:g} Hz), "
+            "which adds no signal"
+        )
 
 
 def check_baseline_samples(plan: Plan) -> None:

@@ -354,6 +354,7 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
         ({"flat": -1}, "flat -1: must be greater than 0 uV"),
         ({"reject": 10, "flat": 10}, r"reject 10: must be above flat \(10 uV\)"),
         ({"reject": float("inf")}, "reject: must be a finite number"),
+        ({"sfreq": 2001.0}, r"^sfreq 2001: more than 10 times the rate of all recordings \(at most 200 Hz\)"),
         ({"band": (float("nan"), 40.0)}, "^band: must be a finite number"),
         ({"align": "riemann"}, "align: must be 'recording' or 'subject'"),
         ({"reference": []}, "reference : needs average, or names of channels"),
