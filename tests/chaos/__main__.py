@@ -63,6 +63,8 @@ def main() -> int:
                 for seed in seeds[kind]:
                     outcomes.append(run_seed(where, folder, seed, reference))
                     print(outcomes[-1], outcomes[-1].reason, sep="\n" if outcomes[-1].reason else "", flush=True)
+                    if outcomes[-1].reason and isinstance(where, SharedRay):
+                        where.restart()  # it may lack a node
     except KeyboardInterrupt:
         print("interrupted; so far:")
     print(table(outcomes))

@@ -163,6 +163,12 @@ class SharedRay:
         while self._drivers:
             self._drivers.pop().end()
 
+    def restart(self) -> None:
+        """Stop all nodes and start new ones, at another address."""
+        self.end()
+        self._stack.close()
+        self._start()
+
     def fill(self, nodes: int | None = None) -> None:
         """Start nodes until there are `nodes` beside the head; None: as many as at first."""
         wanted = len(self._cpus) - 1 if nodes is None else nodes
@@ -230,8 +236,7 @@ class SharedRay:
         alive = {node["NodeID"] for node in self.cluster.global_state.node_table() if node["Alive"]}
         lost = [node for node in (self.cluster.head_node, *self.spare) if not _works(node, alive)]
         if self.cluster.head_node in lost:
-            self._stack.close()
-            self._start()
+            self.restart()
             return
         for node in lost:
             self.spare.remove(node)
