@@ -15,6 +15,7 @@ from raypipe.ensembles.tidy import tidy
 from raypipe.reporting.report import render_report
 from raypipe.storage.lease import Lease
 from raypipe.storage.run_store import RunStore
+from raypipe.storage.transfer import pull_run
 
 
 @pytest.fixture
@@ -50,6 +51,23 @@ def test_the_ensemble_and_the_report_are_the_same_afterwards(run, values):
     assert without_time(render_report(run)) == report
     pd.testing.assert_frame_equal(fit_ensemble(run, windows=values.windows, top=1).table, before.table)
     assert tidy(run, keep=1)[1:] == (0, 0, 0)
+
+
+@pytest.mark.parametrize("storage", ["file", "s3"])
+def test_a_run_behind_a_uri_is_tidied_as_one_in_a_folder(run, storage, request, capsys):
+    where = f"file://{run.where}" if storage == "file" else request.getfixturevalue("s3").new_folder()
+    if storage == "s3":
+        pull_run(run.where, where)
+    remote = RunStore.open(where)
+    best, n_folds = remote.ranked()[0].number, remote.folds.n_folds
+    for flags, left in ((["--dry-run"], 3), ([], 1)):
+        with pytest.raises(SystemExit) as ended:
+            main(["tidy", where, "--keep", "best:1", *flags])
+        assert not ended.value.code and len(weights(remote)) == left
+        said = capsys.readouterr().out
+        assert f"removed: {2 * n_folds} files of 2 trials" in said and said.count("\n") == 1
+    assert weights(remote) == {best: n_folds} and remote.verify() == {}
+    assert "Result" in render_report(RunStore.open(where))
 
 
 def test_more_trials_than_have_weights_are_refused_in_one_line(run, values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,3 +255,22 @@ def test_behind_a_uri_the_numbers_are_those_of_a_folder(made, s3, capsys):
     assert {name for name in OuterRun(where).folder.names() if "/trials/" in name} == before
     with pytest.raises(UserError, match="--outer 3, not 4"):
         plain_cross_validation(space, data, where, **OPTIONS | {"outer": 4})
+
+
+@pytest.mark.parametrize("uri", [False, True])
+@pytest.mark.parametrize(("verb", "part"), [("watch", "watch one of its parts"), ("stop", "stop the part that runs")])
+def test_verbs_of_one_run_name_the_parts(made, verb, part, uri, capsys):
+    where = Path(made.where).as_uri() if uri else str(made.where)
+    with pytest.raises(SystemExit) as left:
+        app.main([verb, where])
+    said = " ".join(capsys.readouterr().err.split())
+    assert left.value.code == 2 and f"{where}: an outer cross-validation; {part}" in said and said.endswith("/part-1")
+
+
+def test_all_parts_behind_a_uri_are_tidied(copied, capsys):
+    where = Path(copied.where).as_uri()
+    with pytest.raises(SystemExit) as left:
+        app.main(["tidy", where, "--keep", "best:1", "--dry-run"])
+    said = capsys.readouterr().out.splitlines()
+    assert not left.value.code and len(said) == 3
+    assert all(f"{where}/part-{n + 1}: would be removed" in line for n, line in enumerate(said))
