@@ -267,7 +267,7 @@ def prepare(
     from raypipe.data.prepare import prepare as make_windows
 
     if epochs:
-        _describe(out, prepare_epochs(context, _names(channels or None)))
+        _describe(out, prepare_epochs(context, _names(channels)))
         return
     if not bids:
         raise UserError("prepare needs a BIDS folder, or files of MNE epochs: --epochs 'sub-*_epo.fif'")
@@ -297,7 +297,7 @@ def prepare(
             max_windows=max_windows,
             min_windows=min_windows,
             seed=seed,
-            channels=_names(channels or None),
+            channels=_names(channels),
             window=window,
             crop=crop,
             stride=stride,

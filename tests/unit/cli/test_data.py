@@ -57,6 +57,7 @@ def test_inspect_of_nothing_is_one_line(name, tmp_path, capsys):
         (("--target", "nothing:x"), False),
         (("--target", "challenge1", "--window", "-1"), False),
         (("--target", "challenge1", "--band", "0.5", "0.1"), False),
+        (("--target", "challenge1", "--channels", ""), False),
     ],
 )
 def test_errors_about_the_data_name_inspect(flags, is_about_data, tiny_bids, tmp_path, capsys):

@@ -64,6 +64,7 @@ def test_several_patterns_are_one_store(files, tmp_path):
         (["--epochs", "*.fif", "--skip-unreadable"], "--skip-unreadable: not with --epochs"),
         (["--epochs", "*.fif"], "*.fif: no file fits"),
         (["--epochs", "FOUND", "--max-windows", "0"], "max_windows 0: must be at least 1"),
+        (["--epochs", "FOUND", "--channels", ""], "channel '' is not there"),
         (["--epochs", "FOUND", "--dtype", "int8"], "dtype int8: must be 'float16' or 'float32'"),
         (["BIDS", "--align", "foo"], "prepare --align foo: 'foo' is not one of 'recording', 'subject'"),
         (["--epochs", "FOUND", "--target", "participants:age"], "target 'participants:age': epochs take event"),
