@@ -38,6 +38,7 @@ JOBS = (
     Job("checkpoint", "checkpoint", ("--windows", "640", "--rounds", "5"), 600, (*SHORT, "--rounds", "1")),
     Job("status", "status", (), 1200,
         ("--trials", "10", "--many", "20", "--epochs", "4", "--small", "6", "--rounds", "1")),
+    Job("draws", "draws", (), 600, ("--trials", "20", "60", "--rounds", "2")),
     Job("stream", "stream", (), 900, ("--seconds", "20", "--members", "1")),
     Job("handover", "handover", (), 600, ("--trials", "3")),
     Job("ranking", "ranking", (), 600, ("--quick",)),
