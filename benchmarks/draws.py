@@ -11,7 +11,8 @@ import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,7 @@ def ended_trials(space: SearchSpace, count: int) -> list[optuna.trial.FrozenTria
         for epoch in range(1, 6 if pruned else 21):
             trial.report(float(rng.random()), epoch)
         study.tell(trial, None if pruned else float(rng.random()), state=_state(pruned))
-    return study.get_trials(deepcopy=False)
+    return list(study.get_trials(deepcopy=False))
 
 
 def _state(pruned: bool) -> optuna.trial.TrialState:
@@ -59,11 +60,16 @@ def queue_of(run: RunStore, trials: Sequence[optuna.trial.FrozenTrial]) -> Study
     return queue
 
 
-def optuna_draw(space: SearchSpace, trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
+def study_of(space: SearchSpace, trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
     """Return a study in memory that has these trials and draws as the queue does."""
     study = optuna.create_study(sampler=TrialSampler(0, 0, parallel=2), direction="minimize")
     study.add_trials(trials)
     return study
+
+
+def draw(space: SearchSpace, study: optuna.Study) -> object:
+    """Draw a configuration."""
+    return space(study.ask(), seed=0)
 
 
 def measure(args: argparse.Namespace) -> report.Result:
@@ -76,8 +82,8 @@ def measure(args: argparse.Namespace) -> report.Result:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run = make_run(Path(folder) / "run", ToyWindows(subjects=20), space=space.source)
-            queue, study = queue_of(run, trials), optuna_draw(space, trials)
-            contestants = {"queue": queue.next, "Optuna": lambda study=study: space(study.ask(), seed=0)}
+            queue, study = queue_of(run, trials), study_of(space, trials)
+            contestants: dict[str, Callable[[], object]] = {"queue": queue.next, "Optuna": partial(draw, space, study)}
             times = take_turns(contestants, seconds=0.0, rounds=args.rounds)
         mark = f"after {count}: "
         report.add_times(found, times, mark)
