@@ -70,7 +70,7 @@ class ScalpMaps(NamedTuple):
 
 
 def filters_section(run: RunStore, ensemble: Ensemble | None = None) -> Markup:
-    """Render the section; a line where filters cannot be shown, empty for a run without a trained network.
+    """Render the section; a line where filters cannot be shown or are of features, empty where nothing was trained.
 
     Parameters
     ----------
@@ -80,9 +80,15 @@ def filters_section(run: RunStore, ensemble: Ensemble | None = None) -> Markup:
         What is shipped: the network with filters that has the largest weight in it is shown. None where nothing is
         shipped yet, for the best trial.
     """
-    networks = [each for each in _shipped(run, ensemble) if not run.config(each.member.trial).model.closed_form]
+    shipped = _shipped(run, ensemble)
+    networks = [each for each in shipped if not run.config(each.member.trial).model.closed_form]
     if not networks:
-        return Markup()
+        names = ", ".join(dict.fromkeys(run.config(each.member.trial).model.name for each in shipped))
+        note = (
+            f"No filters are shown: {names} is fitted in closed form, and weights of features are no activation "
+            "patterns (Haufe et al. 2014)."
+        )
+        return render_template("filters", detail=None, overview=None, notes=[note]) if shipped else Markup()
     try:
         shown = _show_filters(run, networks)
     except Exception as error:  # the report is written without this section
