@@ -46,7 +46,7 @@ def pilot(root, people: int, *, classes: bool, of_people: bool) -> tuple[RunStor
 def test_a_pilot_ends_in_a_verdict_a_report_and_a_bundle(tmp_path, people, classes, of_people):
     run, windows = pilot(tmp_path, people, classes=classes, of_people=of_people)
     ensemble = fit_ensemble(run, windows=windows, method="all")
-    assert "1 held-out subject" in ensemble.verdict and "generalizes to new people" not in ensemble.verdict
+    assert "1 held-out subject" in ensemble.verdict and ": it generalizes to new people" not in ensemble.verdict
     assert not any("1 held-out subjects" in note for note in ensemble.notes)
     ensemble.save()
     html = render_report(run)
