@@ -47,7 +47,8 @@ def leaving_out(name: str) -> Any:
             values.pop(name, None)
         return values
 
-    return model_serializer(mode="wrap")(serialize)
+    # Older pydantic would look the name Any up in the module of the class.
+    return model_serializer(mode="wrap", return_type=dict[str, Any])(serialize)
 
 
 class Record(FrozenModel):
