@@ -43,7 +43,8 @@ def leaving_out(name: str) -> Any:
 
     def serialize(self: BaseModel, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = to_values(self)
-        if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+        default = type(self).model_fields[name].get_default(call_default_factory=True, validated_data={})
+        if getattr(self, name) == default:
             values.pop(name, None)
         return values
 
