@@ -35,7 +35,7 @@ def test_files_of_epochs_become_windows_and_the_report_knows_the_command(files, 
     more = ["--crop", "0.5", "--channels", "Oz,Cz", "--groups", "metadata:site", "--metric", "f1", "--dtype", "float16"]
     more += ["--max-windows", "5", "--min-windows", "2", "--seed", "3"]
     assert run("prepare", "--epochs", files / "sub-*_epo.fif", *options, *more) == 0
-    out = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("preparing")]
+    out = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith("preparing")]
     assert out[0].startswith(
         f"{tmp_path / 'store'}: 20 windows of 2 channels x 100 samples at 100 Hz from 4 recordings"
     )
