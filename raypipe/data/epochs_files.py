@@ -182,6 +182,9 @@ def _dropped(epochs: Any) -> Counter[str]:
 def read_epochs_file(path: Path) -> Any:
     """Return the epochs of a FIF file, which are not in memory.
 
+    MNE would apply projectors, such as one of an average reference, that were not applied when the file was written.
+    Then the file would give other windows than the same epochs in memory.
+
     Raises
     ------
     UserError
@@ -194,7 +197,7 @@ def read_epochs_file(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that do not end as MNE's do
-            return mne.read_epochs(path, preload=False, verbose="ERROR")
+            return mne.read_epochs(path, proj=False, preload=False, verbose="ERROR")
     except Exception as error:  # MNE raises exceptions of many types
         raise UserError(f"{path}: not a FIF file of MNE epochs ({first_line(error)})") from None
 

@@ -98,6 +98,20 @@ def test_every_way_of_giving_them_gives_the_same_windows(files, tmp_path, how):
     audit_subjects(store, folds_of(store, 2, 0.2, 0))
 
 
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_projector_is_applied_where_the_user_has_applied_it(tmp_path, applied):
+    given = []
+    for who in PEOPLE:
+        epochs = make_epochs(*of_subject(who), metadata_of(who)).set_eeg_reference(projection=True, verbose="ERROR")
+        given.append(epochs.apply_proj(verbose="ERROR") if applied else epochs)
+        epochs.save(tmp_path / f"sub-{who}_epo.fif", verbose="ERROR")
+    store = from_epochs(given, subject=list(PEOPLE), out=tmp_path / "given")
+    read = from_epochs(tmp_path / "sub-*_epo.fif", subject="metadata:subject", out=tmp_path / "read")
+    x_NCT = store.gather(range(40))
+    np.testing.assert_allclose(read.gather(range(40)), x_NCT, rtol=0, atol=1e-5 * np.abs(x_NCT).max())
+    assert (np.abs(x_NCT.mean(axis=1)).max() < 1e-5 * np.abs(x_NCT).max()) == applied
+
+
 def test_a_column_of_numbers_is_a_regression_target_and_codes_are_classes(files, tmp_path):
     pattern = files / "sub-*_epo.fif"
     rt = from_epochs(pattern, target="metadata:rt", groups="metadata:site", out=tmp_path / "rt")
