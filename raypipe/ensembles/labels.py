@@ -30,7 +30,7 @@ def resampled(subjects: int, units: int) -> str:
     return "subjects" if units == subjects else f"{units} groups of subjects"
 
 
-def describe_interval(low: float, high: float, over: str = "", sign: str = "") -> str:
+def describe_interval(low: float, high: float, over: str = "", sign: str = "", digits: int = 3) -> str:
     """Return an interval in words, of 95 %; that there is none, for NaN.
 
     Parameters
@@ -41,10 +41,12 @@ def describe_interval(low: float, high: float, over: str = "", sign: str = "") -
         What it resamples, such as ``" over 5 groups"``; empty where that is clear.
     sign
         ``"+"`` for differences.
+    digits
+        Decimal places, as many as the value has.
     """
     if math.isnan(low):
         return "no interval"
-    return f"95 % interval{over} {low:{sign}.3f} to {high:{sign}.3f}"
+    return f"95 % interval{over} {low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
 
 
 def describe_target(target: str) -> str:

@@ -76,7 +76,9 @@ def _families(ensemble: Ensemble) -> Table:
 
 
 def _signed(value: float | None, low: float | None, high: float | None) -> str:
-    return "" if value is None or low is None or high is None else f"{value:+.3f} ({low:+.3f}, {high:+.3f})"
+    if value is None:
+        return ""
+    return f"{value:+.3f}" if low is None or high is None else f"{value:+.3f} ({low:+.3f}, {high:+.3f})"
 
 
 def _number(value: float | None) -> str:

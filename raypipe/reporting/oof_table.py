@@ -21,7 +21,7 @@ def oof_table(run: RunStore, number: int | None) -> pd.DataFrame:
     if number is None:
         ranked = run.ranked()
         if not ranked:
-            raise UserError(f"{run.where}: no trial has a score yet, so there are no out-of-fold predictions")
+            raise UserError(f"{run.where}: no trial is complete yet; name one: oof(NUMBER)")
         number = ranked[0].number
     oof, windows, classes = run.oof(number), windows_of_run(run), run.info.classes
     targets = windows.targets[oof.windows]

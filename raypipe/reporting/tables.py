@@ -132,7 +132,7 @@ def _difference_lines(differences: list[PairedDifference], metric: str) -> Itera
     for each in differences:
         unit = f"{each.windows} windows" if each.windows else "one mean prediction per subject"
         unit = unit if each.units == each.subjects else f"in {each.units} groups, {unit}"
-        interval = describe_interval(each.low, each.high, sign="+")
+        interval = describe_interval(each.low, each.high, sign="+", digits=4)
         yield (
             f"  {each.predictor}: {shown_metric(metric)} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
             f"{each.difference:+.4f} ({interval}; {each.subjects} subjects, "

@@ -1,4 +1,4 @@
-"""Dropout masks of whole steps, drawn at a time on the device that computes."""
+"""Dropout masks of whole steps, each drawn at once on the device that computes."""
 
 from __future__ import annotations
 

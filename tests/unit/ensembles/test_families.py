@@ -62,6 +62,15 @@ def test_families_are_shown_with_signs_that_favour_the_ensemble(fitted, capsys):
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+def test_a_gain_without_an_interval_is_shown(fitted):
+    from rich.console import Console
+
+    few = [family.model_copy(update={"gain_low": None, "gain_high": None}) for family in fitted.families]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render(replace(fitted, families=few)))
+    assert all(f"{family.gain:+.3f}" in console.export_text(clear=False) for family in few)
+
+
 def test_families_of_packages_and_files_can_be_told_apart_in_a_terminal(fitted):
     from rich.console import Console
 

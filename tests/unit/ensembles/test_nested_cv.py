@@ -18,7 +18,7 @@ from raypipe.ensembles.nested_cv import (
 )
 from raypipe.ensembles.scores import EvaluationSet, score_interval
 from raypipe.ensembles.selection import forward_selection
-from tests.support.member_predictions import independent, values
+from tests.support.member_predictions import classes, independent, values
 
 
 def test_weights_per_window_need_variances():
@@ -83,6 +83,17 @@ def test_intervals_by_ensemble_size_are_those_of_the_table():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.1)
     few = replace(people, subjects=people.subjects // 4)
     assert np.isnan(score_by_ensemble_size(few)["by rank"][1].low)
+
+
+def test_intervals_by_ensemble_size_compare_within_folds():
+    """Offsets between folds, which change no order within one, change no interval either."""
+    found = classes(n=1200, sharpness=(1.0, 2.0))
+    of_two = replace(found, folds=np.arange(1200) // 600)
+    odds_MN = np.log(found.predictions[:, :, 1] / found.predictions[:, :, 0]) + 3.0 * of_two.folds
+    p_MN = 1 / (1 + np.exp(-odds_MN))
+    shifted = replace(of_two, predictions=np.stack([1 - p_MN, p_MN], axis=2))
+    one, other = (score_by_ensemble_size(members)["by rank"][0] for members in (of_two, shifted))
+    assert one == pytest.approx(other, abs=1e-6) and one.low < one.score < one.high
 
 
 def test_a_simpler_method_is_preferred_if_no_other_is_better_by_more_than_a_standard_error():

@@ -179,6 +179,12 @@ def test_repeats_of_folds_are_paired_with_those_of_the_other_run(repeated, store
     assert found.differences[0][0].subjects == only.subjects
 
 
+def test_the_interval_of_a_difference_has_its_digits():
+    pair = PairedDifference(BEST_TRIAL, (0.8, 0.8004), 0.0004, 0.0001, 0.0008, 8, 8, 0, 0)
+    ((line, _),) = _difference_lines([pair], "auc")
+    assert "difference +0.0004 (95 % interval +0.0001 to +0.0008;" in line
+
+
 @pytest.mark.parametrize(("units", "said"), [(5, "fewer than 6 subjects in both"), (8, "the interval is undefined")])
 def test_a_difference_without_an_interval_says_so(units, said):
     pair = PairedDifference(BEST_TRIAL, (0.8, 0.9), 0.1, np.nan, np.nan, units, units, 0, 0)

@@ -51,7 +51,7 @@ def test_a_run_without_scores_says_so(classes, tmp_path):
     run = raypipe.Run(shutil.copytree(classes.run.local, tmp_path / "run"))
     shutil.rmtree(tmp_path / "run/trials")
     assert "0 of 0 trials, held-out" in repr(raypipe.Run(run.where))
-    with pytest.raises(raypipe.UserError, match="no trial has a score yet"):
+    with pytest.raises(raypipe.UserError, match="no trial is complete yet"):
         raypipe.Run(run.where).oof()
 
 
