@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from unicodedata import category
 
 from raypipe.core.errors import UserError
 
@@ -22,6 +23,18 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     r"""Write control characters and line breaks as escapes: a name that holds ``\n`` can forge no line of output."""
     return visible(text).replace("\n", "\\n")
+
+
+def check_one_line(name: str, what: str) -> None:
+    """Check that a name can be written in one line of UTF-8.
+
+    Raises
+    ------
+    UserError
+        It holds a line break, another control character, or half of a pair of surrogates.
+    """
+    if any(category(each) in ("Cc", "Cs", "Zl", "Zp") for each in name):
+        raise UserError(f"{what}: {name!r} holds a line break or another control character; rename it")
 
 
 def short_line(text: str, length: int = 80) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.core.errors import UserError, first_line
 from raypipe.core.metrics import Kind, metric_for
 from raypipe.core.progress import Progress, no_progress
+from raypipe.core.text import check_one_line
 from raypipe.data.accounting import Ledger
 from raypipe.data.given_labels import (
     check_no_mask,
@@ -176,10 +177,9 @@ def store_of_arrays(
     subjects = read_subjects(subject)
     labels, targets = read_labels(y, subjects, kind, names=target_names)
     check_subjects(set(subjects), "subject")
-    names = None if recording is None else [str(each) for each in column(recording, "recording")]
-    if names is not None and len(names) != len(subjects):
-        raise UserError(f"recording has {len(names)} values, subject has {len(subjects)}: both need one per window")
-    keys = recording_keys(subjects, names)
+    if name is not None:
+        check_one_line(str(name), "name")
+    keys = recording_keys(subjects, None if recording is None else _recordings(recording, len(subjects)))
     group_of = None if groups is None else read_groups(groups, subjects)
     spec, grouped = given_spec(source, name, labels), None if groups is None else "groups"
     asked = given_settings(spec, crop=crop, dtype=dtype, metric=metric, groups=grouped, **limits)
@@ -193,6 +193,15 @@ def store_of_arrays(
     rows = GivenRows(keys, subjects, read_onsets(onset, keys, plan.window), targets)
     given = GivenWindows(asked, plan, labels, rows, chain([first], blocks), Ledger(), UNIT_HINT, group_of)
     return given.write(out, progress)
+
+
+def _recordings(recording: ArrayLike, n: int) -> list[str]:
+    names = [str(each) for each in column(recording, "recording")]
+    if len(names) != n:
+        raise UserError(f"recording has {len(names)} values, subject has {n}: both need one per window")
+    for name in set(names):
+        check_one_line(name, "recording")
+    return names
 
 
 def _channels(ch_names: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -17,11 +17,12 @@ from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTi
 from raypipe.recordings.event_query import EventQuery
 from raypipe.recordings.events import (
     columns_with,
+    count_values,
     event_column,
-    event_values,
     match_events,
     read_column_names,
     selected_events,
+    taken_events,
 )
 from raypipe.recordings.participants import participants_table, typed_column
 from raypipe.recordings.recording import Recording
@@ -135,7 +136,7 @@ class EventsColumn(EventTarget):
         if first_file is None:
             raise _no_column(self, name, refused, recordings[0].root)
         if self.query and not taken:
-            raise UserError(f"target '{self.spec}': --select '{self.query.text}' takes no event")
+            raise UserError(_takes_no_event(self, self.query))
         where = f"{first_file}: column '{name}'"
         column = typed_column(
             {place: cell for cell, place in first.items()}, where, as_text=self.kind == "classification"
@@ -222,16 +223,25 @@ def _check_values(target: Events, recordings: Sequence[Recording]) -> None:
         raise UserError(f"{problem}; no recording has an events.tsv (annotations inside the files are not read)")
     if len(problems) == len(files):
         raise problems[0]
+    tables = list(_tables_of(files, target.query))
+    if target.query and not any(map(len, tables)):
+        raise UserError(_takes_no_event(target, target.query))
     for file in files:
         columns = columns_with(file, name)
         if columns and not target.query:
             named = " and ".join(f"'{column}'" for column in columns)
             raise UserError(f"{problem}; it stands in column {named} of {file}: --events-from {columns[0]}")
-    seen = dict.fromkeys(value for file in files for value in _values_in(file, target.events_from))
-    raise UserError(f"{problem}; {nearest(name, sorted(seen))}")
+    counts = [count_values(events, target.events_from) for events in tables]
+    seen = {value for count in counts for values in count.values() for value in values}
+    raise UserError(f"{problem}; {nearest(name, sorted(seen - {name}))}")
 
 
-def _values_in(file: Path, column: str | None) -> Iterator[str]:
-    with contextlib.suppress(UnreadableRecordingError):
-        for counts in event_values(file, column).values():
-            yield from counts
+def _tables_of(files: Iterable[Path], query: EventQuery | None) -> Iterator[pd.DataFrame]:
+    """Yield the events that a condition takes, of each file that can be read."""
+    for file in files:
+        with contextlib.suppress(UnreadableRecordingError):
+            yield taken_events(file, query)
+
+
+def _takes_no_event(target: EventTarget, query: EventQuery) -> str:
+    return f"target '{target.spec}': --select '{query.text}' takes no event"

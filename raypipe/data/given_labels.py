@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
-from unicodedata import category, normalize
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raypipe.core.errors import UserError, nearest
+from raypipe.core.errors import UserError, first_line, nearest
 from raypipe.core.levels import level_of
 from raypipe.core.metrics import Kind
+from raypipe.core.text import check_one_line
 from raypipe.data.target_base import Labels
 from raypipe.recordings.participants import MAX_FLOAT32, MAX_ROUNDING, check_spellings
 from raypipe.recordings.tables import list_some
@@ -74,7 +75,7 @@ def read_labels(
     names = [_class_name(value) for value in distinct]
     check_spellings(set(names), what)
     for label in names:
-        _check_one_line(label, what)
+        check_one_line(label, what)
     _check_classes(names, subjects, values, kind, what)
     place = {value: float(number) for number, value in enumerate(distinct)}
     return Labels("classification", tuple(names)), np.array([place[value] for value in values])
@@ -103,14 +104,8 @@ def _output_names(names: Sequence[str], k: int, what: str) -> tuple[str, ...]:
     if len(found) != k or len(set(found)) < k or not all(found) or any("," in name for name in found):
         raise UserError(f"target_names: needs {k} different names without commas, one for each column of {what}")
     for name in found:
-        _check_one_line(name, "target_names")
+        check_one_line(name, "target_names")
     return found
-
-
-def _check_one_line(name: str, what: str) -> None:
-    """Check that a name has neither line breaks nor control characters, which messages and tables would show."""
-    if any(category(each) in ("Cc", "Zl", "Zp") for each in name):
-        raise UserError(f"{what}: {name!r} holds a line break or another control character; rename it")
 
 
 def check_no_mask(values: Any, what: str) -> None:
@@ -147,7 +142,10 @@ def column(values: ArrayLike, what: str) -> list[Any]:
 
 def _array_of(values: ArrayLike, what: str) -> NDArray[Any]:
     check_no_mask(values, what)
-    return np.asarray(values, object if isinstance(values, list | tuple) else None)  # text swallows numbers beside it
+    try:
+        return np.asarray(values, object if isinstance(values, list | tuple) else None)  # text swallows numbers
+    except ValueError as error:
+        raise UserError(f"{what} is a {type(values).__name__} that is no array ({first_line(error)})") from None
 
 
 def _plain(value: Any) -> Any:
@@ -243,6 +241,7 @@ def subject_label(value: object, what: str = "subject") -> str:
     UserError
         The value is neither.
     """
+    value = _plain(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -250,7 +249,7 @@ def subject_label(value: object, what: str = "subject") -> str:
     label = re.sub(r"^sub-", "", str(value), flags=re.IGNORECASE)
     if not re.search(r"\w", label):
         raise UserError(f"{what} '{value}': a subject's name needs a letter or a digit")
-    _check_one_line(label, what)
+    check_one_line(label, what)
     return label
 
 
@@ -322,6 +321,7 @@ def read_groups(groups: Mapping[Any, Any] | ArrayLike, subjects: Sequence[str]) 
         if is_missing_value(value):
             continue
         name = _class_name(value)
+        check_one_line(name, "groups")
         if found.setdefault(who, name) != name:
             raise UserError(f"groups: subject '{who}' is of two groups, '{found[who]}' and '{name}'; keep one")
     if not found:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
+from raypipe.core.text import check_one_line
 from raypipe.data.accounting import Ledger
 from raypipe.data.kept_windows import Losses
 from raypipe.data.manifest import MANIFEST, Plan, Settings
@@ -241,13 +242,14 @@ def check_channel_names(channels: Sequence[str], what: str = "ch_names") -> None
     Raises
     ------
     UserError
-        They are not.
+        They are not, or a name holds a line break or another control character.
     """
     if not len(channels):
         raise UserError(f"{what} is empty")
     for name in channels:
         if not isinstance(name, str) or not name.strip():
             raise UserError(f"{what}: '{name}' is no name of a channel")
+        check_one_line(name.strip(), what)
     repeated = [name for name, n in Counter(channels).items() if n > 1]
     if repeated:
         raise UserError(f"{what}: '{repeated[0]}' is there twice; each channel needs a name of its own")

@@ -250,8 +250,8 @@ def _one_of(target: LabelTable, rows: Sequence[Row]) -> Row:
             lacking = ", ".join(key for key in KEYS if key not in target.joined_on)
             raise UserError(
                 f"{target.file}: lines {known[0].line} and {row.line} give one {_whose(target)} two values of "
-                f"'{target.column}', '{known[0].cell}' and '{row.cell}'; keep one, or add a column that tells them "
-                f"apart ({lacking})"
+                f"'{target.column}', '{known[0].cell}' and '{row.cell}'; keep one, or add a column that "
+                f"distinguishes them ({lacking})"
             )
     return (known or list(rows))[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
 from raypipe.data.accounting import NO_RECORDING, Ledger
 from raypipe.data.alignment_units import SubjectAlignments, lacking_classes
+from raypipe.data.given_labels import subject_label
 from raypipe.data.given_target import GivenTarget
 from raypipe.data.kept_windows import windows_of
 from raypipe.data.selection import find_in_folders
@@ -133,12 +134,21 @@ def _predict_any(
     target = parse_target(ensemble.info.prepare)
     if raws := raws_in(given):
         replace(facts, subject=None).check_unused()
-        found = raw_recordings(raws, facts.subject)
+        found = raw_recordings(raws, _subjects_of_raws(facts.subject, len(raws)))
         return _predict_recordings(ensemble, ", ".join(each.key for each in found), found, {}, target, level, progress)
     if holds_windows(given, isinstance(target, GivenTarget)):
         return predict_windows(ensemble, given, facts, level, progress)
     facts.check_unused()
     return _predict_recordings(ensemble, str(given), *_find_recordings(given, target), target, level, progress)
+
+
+def _subjects_of_raws(subject: Any, n: int) -> list[str] | None:
+    """Return the subject of each of `n` Raws, given as one name for all or one for each; None if none is given."""
+    if subject is None:
+        return None
+    names = subject.tolist() if isinstance(subject, np.ndarray) else subject
+    is_one = isinstance(names, str) or not isinstance(names, Iterable)
+    return [subject_label(name) for name in ([names] * n if is_one else names)]
 
 
 def _predict_recordings(

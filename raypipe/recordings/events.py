@@ -198,34 +198,41 @@ def columns_with(path: Path, value: str) -> list[str]:
     return [str(name) for name in events.columns if name not in ("onset", "duration") and value in set(events[name])]
 
 
-def event_values(path: Path, column: str | None = None) -> dict[str, Counter[str]]:
-    """Return how often each value is there, by column; missing values are not counted.
+def taken_events(path: Path, select: EventQuery | None) -> pd.DataFrame:
+    """Read the events that satisfy a condition, as text, also those without an onset.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        The file is missing or damaged, or lacks a column of the condition.
+    """
+    events = _read(path)
+    return events if select is None else events[select.rows(events, path)]
+
+
+def count_values(events: pd.DataFrame, column: str | None = None) -> dict[str, Counter[str]]:
+    """Return how often each value is in events, by column; missing values are not counted.
 
     Parameters
     ----------
     column
         The column. Default: ``value`` and ``trial_type``.
     """
-    events = _read(path)
-    return _count_values(events, VALUE_COLUMNS if column is None else (find_column(events, column) or "",))
-
-
-def _count_values(events: pd.DataFrame, columns: Sequence[str]) -> dict[str, Counter[str]]:
     return {
         name: Counter(cell for cell in events[name] if not is_missing(cell))
-        for name in columns
+        for name in (VALUE_COLUMNS if column is None else (find_column(events, column) or "",))
         if name in events.columns
     }
 
 
 def values_and_measurements(path: Path) -> tuple[dict[str, Counter[str]], tuple[str, ...]]:
-    """Return the counts of `event_values`, and the names of the columns that measure something in each event.
+    """Return the counts of `count_values`, and the names of the columns that measure something in each event.
 
     Such a column holds numbers that are not all whole, as codes and samples are, and do not increase, as times do.
     """
     events = _read(path)
     others = [str(name) for name in events.columns if name not in ("onset", "duration", *VALUE_COLUMNS)]
-    return _count_values(events, VALUE_COLUMNS), tuple(name for name in others if _is_measurement(events[name]))
+    return count_values(events), tuple(name for name in others if _is_measurement(events[name]))
 
 
 def _is_measurement(column: Iterable[str]) -> bool:

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from raypipe.core.errors import UserError
 from raypipe.recordings.fif import RawSignal, companions
 from raypipe.recordings.formats import open_signal
@@ -84,7 +81,7 @@ def _is_raw(value: object) -> bool:
     return any(kind.__name__ == "BaseRaw" and kind.__module__.startswith("mne.") for kind in type(value).__mro__)
 
 
-def raw_recordings(raws: Sequence[Any], subjects: ArrayLike | None = None) -> list[Recording]:
+def raw_recordings(raws: Sequence[Any], subjects: Sequence[str] | None = None) -> list[Recording]:
     """Return recordings of Raws.
 
     Parameters
@@ -92,14 +89,14 @@ def raw_recordings(raws: Sequence[Any], subjects: ArrayLike | None = None) -> li
     raws
         One or several.
     subjects
-        Whose they are: one name for all, or one for each. None: as their files or ``his_id`` say.
+        Whose each is, without ``sub-``. None: as their files or ``his_id`` say.
 
     Raises
     ------
     UserError
         Names are not as many as Raws, or two Raws are of one recording.
     """
-    names = _names_of(subjects, len(raws))
+    names = [None] * len(raws) if subjects is None else subjects
     if len(names) != len(raws):
         raise UserError(f"subject: {len(names)} names for {len(raws)} Raws; give one for each")
     found: list[Recording] = []
@@ -110,13 +107,6 @@ def raw_recordings(raws: Sequence[Any], subjects: ArrayLike | None = None) -> li
     if twice:
         raise UserError(f"{twice[0]}: two Raws are of this recording; predict one after the other")
     return found
-
-
-def _names_of(subjects: ArrayLike | None, n: int) -> list[str | None]:
-    if subjects is None:
-        return [None] * n
-    names = np.asarray(subjects).astype(str)
-    return [str(names)] * n if names.ndim == 0 else names.ravel().tolist()
 
 
 def _recording_of(raw: Any, number: int) -> Recording:

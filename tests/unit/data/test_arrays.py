@@ -205,6 +205,18 @@ WRONG = {
     },
     "y: 'a\\nb' holds a line break": {"y": ["a\nb", "c"] * 30},
     "subject: '1\\t2' holds a line break": {"subject": ["1\t2", "3", "4"] * 20},
+    "y: 'a\\ud800' holds a line break or another control": {"y": ["a\ud800", "c"] * 30},
+    "y is a list that is no array (could not broadcast": {"y": [np.zeros((2, 2)), *[np.zeros((2, 3))] * 59]},
+    "subject is a list that is no array (could not broadcast": {
+        "subject": [np.zeros((2, 2)), *[np.zeros((2, 3))] * 59]
+    },
+    "subject: '\\ud800a' holds a line break": {"subject": ["\ud800a", "3", "4"] * 20},
+    "ch_names: 'C\\nz' holds a line break": {"ch_names": ["Fz", "C\nz", "Pz", "Oz"]},
+    "groups: 'a\\x1b' holds a line break": {"groups": ["a\x1b"] * 60},
+    "groups: 'a\\u2028b' holds a line break": {"groups": {"01": "a\u2028b"}},
+    "recording: 'r\\n1' holds a line break": {"recording": ["r\n1"] * 60},
+    "recording: '\\udcff' holds a line break": {"recording": ["\udcff"] * 60},
+    "name: 'a\\nb' holds a line break": {"name": "a\nb"},
     "target_names: 'a\\nb' holds a line break": {"y": np.arange(120.0).reshape(60, 2), "target_names": ["a\nb", "c"]},
     "y has 30 rows, subject has 60 values": {"y": Y.reshape(30, 2)},
     "y is missing (NaN, None or empty) for 1 windows (the first: 3)": {

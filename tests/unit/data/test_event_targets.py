@@ -115,7 +115,13 @@ def test_numbers_as_classes_are_found_in_every_spelling(bids):
             "it stands in column 'trial_type' of .*: --events-from trial",
         ),
         ("events:low,high", {}, "it stands in column 'rating' of .*: --events-from rating"),
-        ("events:target,standard", {"select": "correct == 0"}, "no event that --select takes has the value 'standard'"),
+        (
+            "events:target,standard",
+            {"select": "correct == 0"},
+            "no event that --select takes has the value 'standard'; available: 11, target$",
+        ),
+        ("events:target,standard", {"select": "correct == 7"}, "standard': --select 'correct == 7' takes no event$"),
+        ("latency:target", {"select": "correct == 7"}, "latency:target': --select 'correct == 7' takes no event$"),
         ("events:target,standard", {"select": "correct = 0"}, "--select 'correct = 0': no condition"),
     ],
 )

@@ -132,7 +132,11 @@ def test_predictions_read_no_table(bids, tmp_path):
             "score",
             "lines 2 and 3 give one subject two values of 'score', '1' and",
         ),
-        ("participant_id,score\n01,1\n01,2\n", "score", r"keep one, or add a column .* \(session, task, run, onset\)"),
+        (
+            "participant_id,score\n01,1\n01,2\n",
+            "score",
+            r"keep one, or add a column that distinguishes them \(session, task, run, onset\)",
+        ),
         (
             "participant_id,session,score\n01,a,1\n01,ses-a,2\n",
             "score",

@@ -106,6 +106,9 @@ def test_a_raw_without_a_file_names_its_subject_or_is_told(ages, tmp_path):
     table = predict(bundle, [raw, raw.copy()], subject=["new-1", "03"])
     assert table.groupby("recording")["subject"].first().tolist() == ["new-1", "03"]
     assert set(predict(bundle, raw, subject=3)["subject"]) == {"3"}
+    numbered = predict(bundle, [raw, raw.copy()], subject=[1, 2.0])
+    assert numbered.groupby("recording")["subject"].first().tolist() == ["1", "2"]
+    assert set(predict(bundle, raw, subject=np.array(["sub-03"]))["subject"]) == {"03"}
     assert set(table.loc[table["subject"] == "new-1", "role"]) == {"new"}
 
 
@@ -137,6 +140,8 @@ def test_what_cannot_be_placed_is_one_line(ages, events):
         predict(bundle, [stored, read(file)])
     with pytest.raises(UserError, match="subject: 1 names for 2 Raws"):
         predict(bundle, [stored, read(file)], subject=["a"])
+    with pytest.raises(UserError, match=r"subject '\['a'\]': a subject is text or a whole number"):
+        predict(bundle, [stored, read(file)], subject=[["a"], ["b", "c"]])
     with pytest.raises(UserError, match="a list of Raws and a PosixPath: all must be Raws"):
         predict(bundle, [stored, file])
     with pytest.raises(UserError, match="sfreq: recordings say it themselves"):

@@ -6,9 +6,10 @@ from raypipe.recordings.events import (
     NO_ONSET,
     OTHER_SPELLING,
     columns_with,
-    event_values,
+    count_values,
     match_events,
     read_events_file,
+    taken_events,
 )
 from raypipe.recordings.signal import UnreadableRecordingError
 
@@ -117,6 +118,6 @@ def test_events_without_a_finite_onset_are_counted(tmp_path):
 
 def test_values_are_counted_and_found_in_other_columns(tmp_path):
     path = write(tmp_path, "onset\tvalue\ttrial_type\tstim\n1\ta\tn/a\tleft\n2\ta\tgo\tright\n")
-    assert event_values(path) == {"value": {"a": 2}, "trial_type": {"go": 1}}
+    assert count_values(taken_events(path, None)) == {"value": {"a": 2}, "trial_type": {"go": 1}}
     assert columns_with(path, "left") == ["stim"] and columns_with(path, "up") == []
     assert columns_with(tmp_path / "none.tsv", "left") == []
