@@ -16,7 +16,7 @@ from raypipe.core.options import SweepOptions
 from raypipe.core.own_metrics import shown_metric
 from raypipe.core.search_space import SearchSpace
 from raypipe.core.versions import package_versions
-from raypipe.data.splits import folds_of
+from raypipe.data.splits import audit_subjects, folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
 from raypipe.search.labels import labels_of
@@ -61,6 +61,8 @@ def open_run(
     ------
     UserError
         The run was made from something else, or cannot be made.
+    LeakError
+        A recording, a group or windows with the same samples are in two parts of the fold map.
     """
     if not RunStore.exists(where):
         if init is None and needs_encoder(space):
@@ -70,6 +72,7 @@ def open_run(
         if init is not None:
             _require_one_shape(windows)
         folds = folds_of(windows, options.folds, options.held_out, options.seed, options.repeats)
+        audit_subjects(windows, folds)
         for line in check_space(space, windows, folds):
             warn(line)
         _check_new(where)

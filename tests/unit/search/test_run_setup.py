@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from raypipe.core.errors import UserError
+from raypipe.core.folds import LeakError
 from raypipe.core.options import parse_options, parse_pretrain_options
 from raypipe.core.parameters import parse_config
 from raypipe.core.search_space import SearchSpace
+from raypipe.data.splits import folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun
 from raypipe.search import pretrain
@@ -149,3 +151,18 @@ def test_pretraining_that_serves_repeated_folds_sees_their_search_subjects(tmp_p
     assert (folds.fold_of, folds.n_folds, folds.repeats) == (run.folds.fold_of, 3, 1)
     with pytest.raises(UserError, match="folds are repeated, and --fold-wise makes encoders for one repeat only"):
         pretrain._fold_map(windows, parse_pretrain_options({"serves": where, "fold_wise": True}))
+
+
+def test_windows_that_are_copied_over_subjects_make_no_run(tmp_path):
+    toy = ToyWindows()
+    toy.x[8:16] = toy.x[:8]  # all windows of the second subject are those of the first
+    stores = [write_store(tmp_path / "store", toy), write_store(tmp_path / "other", ToyWindows())]
+    windows, clean = (WindowStore(store) for store in stores)
+    where = str(tmp_path / "run")
+    folds = folds_of(windows, OPTIONS.folds, OPTIONS.held_out, OPTIONS.seed, OPTIONS.repeats)
+    assert folds.fold_of["s00"] != folds.fold_of["s01"]
+    with pytest.raises(LeakError, match=r"sub-s00 .* and sub-s01 .* hold the same samples but are in different folds"):
+        open_run(SearchSpace(SPACE), windows, where, OPTIONS)
+    assert not RunStore.exists(where)
+    open_run(SearchSpace(SPACE), clean, where, OPTIONS)
+    assert RunStore.exists(where)
