@@ -45,8 +45,17 @@ def short_line(text: str, length: int = 80) -> str:
 
 def either(names: Iterable[str]) -> str:
     """Join names: ``a``, ``a or b``, ``a, b or c``."""
+    return _joined(names, "or")
+
+
+def every(names: Iterable[str]) -> str:
+    """Join names: ``a``, ``a and b``, ``a, b and c``."""
+    return _joined(names, "and")
+
+
+def _joined(names: Iterable[str], word: str) -> str:
     *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def format_duration(seconds: float) -> str:

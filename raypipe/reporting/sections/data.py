@@ -19,9 +19,9 @@ from raypipe.data.manifest import Manifest
 from raypipe.data.preprocessing import flags
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.labels import target_unit
+from raypipe.reporting.available_windows import open_run_windows
 from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, render_template
 from raypipe.reporting.plotting import COLOUR_CYCLE, new_figure
-from raypipe.reporting.run_windows import open_run_windows
 from raypipe.reporting.sections.provenance import read_data_manifest
 from raypipe.reporting.spectra import Spectra, Spectrum, group_spectra
 from raypipe.storage.run_store import RunStore

@@ -12,9 +12,11 @@ from markupsafe import Markup
 
 from raypipe.core.errors import UserError
 from raypipe.core.network_config import Network
+from raypipe.core.text import every
 from raypipe.data.montage import project_to_scalp
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.models.network import normalise
+from raypipe.reporting.available_windows import open_run_windows
 from raypipe.reporting.filter_patterns import (
     Array,
     Filters,
@@ -25,7 +27,6 @@ from raypipe.reporting.filter_patterns import (
 )
 from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, DARK, GREY, ON_LIGHT, draw_legend_above, new_figure
-from raypipe.reporting.run_windows import open_run_windows
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 
@@ -82,13 +83,16 @@ def filters_section(run: RunStore, ensemble: Ensemble | None = None) -> Markup:
     """
     shipped = _shipped(run, ensemble)
     networks = [each for each in shipped if not run.config(each.member.trial).model.closed_form]
+    if not shipped:
+        return Markup()
     if not networks:
-        names = ", ".join(dict.fromkeys(run.config(each.member.trial).model.name for each in shipped))
+        names = dict.fromkeys(run.config(each.member.trial).model.name for each in shipped)
+        are = "are" if len(names) > 1 else "is"
         note = (
-            f"No filters are shown: {names} is fitted in closed form, and weights of features are no activation "
-            "patterns (Haufe et al. 2014)."
+            f"No filters are shown: {every(names)} {are} fitted in closed "
+            "form, and weights of features are no activation patterns (Haufe et al. 2014)."
         )
-        return render_template("filters", detail=None, overview=None, notes=[note]) if shipped else Markup()
+        return render_template("filters", detail=None, overview=None, notes=[note])
     try:
         shown = _show_filters(run, networks)
     except Exception as error:  # the report is written without this section
@@ -167,7 +171,8 @@ def _first_with_filters(run: RunStore, networks: Sequence[_Shipped]) -> tuple[_S
         if filters is not None:
             return shown, model, filters
         kinds.append(model.name)
-    return f"No filters over the channels: {', '.join(dict.fromkeys(kinds))} does not start with any."
+    names = dict.fromkeys(kinds)
+    return f"No filters over the channels: {every(names)} {'do' if len(names) > 1 else 'does'} not start with any."
 
 
 def _detail_caption(name: str, filters: int, windows: int) -> str:

@@ -54,25 +54,27 @@ def importance_section(run: RunStore, table: pd.DataFrame) -> Markup:
         **values,
         comparable=True,
         shares=shares,
-        importance=_importance_figure(run, some, names, shares, _share_of(some, trained)) if shares else None,
+        importance=_importance_figure(run, trained, some, names, shares) if shares else None,
         parallel=_parallel_figure(run, table, names),
     )
 
 
 def _importance_figure(
-    run: RunStore, trained: pd.DataFrame, names: Sequence[str], shares: dict[str, float], count: str
+    run: RunStore, trained: pd.DataFrame, some: pd.DataFrame, names: Sequence[str], shares: dict[str, float]
 ) -> FigureBlock:
+    """Draw the importances, which are computed from some of the trained trials."""
     largest = ", ".join(f"{name} {shares[name]:.0%}" for name in names[:3])
-    spaced = ", evenly spaced in the search" if " of " in count else ""
+    spaced = ", evenly spaced in the search" if len(some) < len(trained) else ""
     panels = [Panel(partial(importance_bars, names, shares), f"Importance of parameters: {largest}")]
     caption = (
         "Share of the scores' variance that each parameter explains (functional ANOVA on a random forest of "
-        f"{count} fully trained trials{spaced}). It is rough with few trials. A parameter that another one switches "
+        f"{_share_of(some, trained)} fully trained trials{spaced}). "
+        "It is rough with few trials. A parameter that another one switches "
         "off counts with its default; one that the trial's model does not have, with the median of the others."
     )
-    numeric = [name for name in shares if _is_on_an_axis(trained, name)][:2]
+    numeric = [name for name in shares if _is_on_an_axis(some, name)][:2]
     if len(numeric) > 1:
-        draw = partial(contour_plot, trained, numeric, metric_label(run.info.metric), run.info.direction)
+        draw = partial(contour_plot, some, numeric, metric_label(run.info.metric), run.info.direction)
         panels.append(Panel(draw, f"Contour plot of the score over {numeric[0]} and {numeric[1]}"))
         caption += (
             f" Contours: score over {numeric[0]} and {numeric[1]}, the most important numbers, interpolated between "

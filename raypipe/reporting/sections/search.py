@@ -134,13 +134,14 @@ def _plot_scores(
     for state, (marker, face, edge) in _MARKERS.items():
         points = [(x_of(r), r.score or 0.0) for r in scored if r.state == state]
         if points:
+            pixels = len(points) > MANY  # which keep their colours on any page
             style: dict[str, Any] = {
-                "mfc": face,
+                "mfc": "none" if pixels and face == PAPER else face,
                 "mec": edge,
                 "ms": 5.5,
                 "ls": "none",
                 "zorder": 3,
-                "rasterized": len(points) > MANY,
+                "rasterized": pixels,
             }
             axes.plot(*zip(*points, strict=True), marker, label=state, **style)
     draw_chance(axes, run.info.metric)

@@ -11,8 +11,8 @@ from raypipe.data.manifest import Manifest
 from raypipe.data.preprocessing import flags
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label
+from raypipe.reporting.available_windows import open_run_windows
 from raypipe.reporting.page import Table, format_score, render_template
-from raypipe.reporting.run_windows import open_run_windows
 from raypipe.reporting.sections.provenance import read_data_manifests
 from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore

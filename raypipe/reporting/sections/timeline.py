@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = {"complete": BLUE, "stopped": "#56B4E9", "pruned": GREY, "failed": ORANGE}
+_LINES_HEIGHT = 400.0
+"""Points that many lines share, so that transparent ones do not overlap."""
 _MAX_TICKS = 16
 """Trials whose numbers are written on the axis."""
 
@@ -54,7 +56,7 @@ def timeline(spans: Sequence[TrialSpan]) -> Figure:
     unit, name = time_unit(last - first)
     numbers = [span.result.number for span in spans]
     starts, ends = ([(time - first) / unit for time in times] for times in zip(*map(_whole, spans), strict=True))
-    axes.hlines(numbers, starts, ends, color=LIGHT, lw=1.5, zorder=0.5, rasterized=len(spans) > MANY)
+    axes.hlines(numbers, starts, ends, zorder=0.5, **_line_style(len(spans)))
     for state, colour in _COLOURS.items():
         _plot_bars(axes, [span for span in spans if span.result.state == state], first, unit, colour, state)
     resumed = [((time - first) / unit, span.result.number) for span in spans for time in span.resumed]
@@ -71,6 +73,13 @@ def timeline(spans: Sequence[TrialSpan]) -> Figure:
 
 def _whole(span: TrialSpan) -> tuple[float, float]:
     return span.requested, span.finished
+
+
+def _line_style(n: int) -> dict[str, Any]:
+    """Return the style of `n` thin lines: pixels, which keep their colour, have one that suits any page."""
+    if n <= MANY:
+        return {"color": LIGHT, "lw": 1.5}
+    return {"color": GREY, "alpha": 0.45, "lw": _LINES_HEIGHT / n, "rasterized": True}
 
 
 def _plot_bars(axes: Axes, spans: Sequence[TrialSpan], first: float, unit: float, colour: str, label: str) -> None:

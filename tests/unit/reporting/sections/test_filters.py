@@ -116,3 +116,10 @@ def test_an_ensemble_of_closed_forms_says_why_it_has_no_filters(full_run, monkey
     monkeypatch.setattr(type(full_run.run), "config", lambda *_: closed)
     html = filters_section(full_run.run, fitted)
     assert "No filters are shown: covariance is fitted in closed form" in html and "<svg" not in html
+    other = parse_config({"model/name": "linear"})
+    monkeypatch.setattr(type(full_run.run), "config", lambda _, number: other if number == members[0].trial else closed)
+    members = [Member(each.number) for each in full_run.run.ranked()[:2]]
+    both = replace(fitted, members=members, weights=np.array([0.4, 0.6]))
+    assert "No filters are shown: covariance and linear are fitted in closed form" in filters_section(
+        full_run.run, both
+    )

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from html import unescape
 
+from matplotlib.colors import to_hex
+
+from raypipe.reporting.plotting import GREY, LIGHT
+from raypipe.reporting.sections import search
+from raypipe.reporting.sections import timeline as times
 from raypipe.reporting.sections.importance import importance_section
 from raypipe.reporting.sections.outcomes import halving_savings, halving_section, outcomes_section
-from raypipe.reporting.sections.search import search_section
+from raypipe.reporting.sections.search import scores_by_number, search_section
 from raypipe.reporting.sections.time_use import time_section
 from raypipe.reporting.sections.timeline import timeline, timeline_section
 from raypipe.reporting.trial_spans import trial_spans
@@ -74,3 +79,25 @@ def test_the_timeline_has_ticks_at_trials_only(tmp_path):
         add_ended(run, number, 1.0)
     (axes,) = timeline(trial_spans(run, run.results())).axes
     assert axes.get_yticks().tolist() == [0, 1, 5]
+
+
+def test_marks_that_are_pixels_suit_a_dark_page(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", ToyWindows())
+    for number in range(6):
+        add_ended(run, number, 1.0 + number, state=("stopped", "pruned")[number % 2])
+    results = run.results()
+
+    def drawn():
+        (axes,) = scores_by_number(run, results).axes
+        marks = [line for line in axes.get_lines() if line.get_label() in ("stopped", "pruned")]
+        (lines,) = (each for each in timeline(trial_spans(run, results)).axes[0].collections if each.get_zorder() < 1)
+        return marks, lines
+
+    marks, lines = drawn()
+    assert not any(mark.get_rasterized() for mark in marks) and to_hex(lines.get_color()[0]) == LIGHT
+    monkeypatch.setattr(search, "MANY", 2)
+    monkeypatch.setattr(times, "MANY", 2)
+    marks, lines = drawn()
+    assert len(marks) == 2 and all(mark.get_rasterized() for mark in marks) and lines.get_rasterized()
+    assert {mark.get_markerfacecolor() for mark in marks} == {"none"}, "the page is seen through hollow marks"
+    assert to_hex(lines.get_color()[0]) == GREY and lines.get_alpha() < 1

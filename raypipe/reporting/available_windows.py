@@ -5,6 +5,7 @@ from __future__ import annotations
 from raypipe.core.errors import UserError
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.storage.run_store import RunStore
 
 
@@ -16,6 +17,7 @@ def open_run_windows(run: RunStore) -> WindowStore | str:
         windows = open_windows(run.info.data)
     except (UserError, OSError):
         return "the windows of this run cannot be opened here."
-    if windows.data_hash != run.info.data_hash:
+    try:
+        return windows_of_run(run, windows)
+    except UserError:
         return "the windows have changed since the run was made."
-    return windows
