@@ -201,7 +201,7 @@ class LocalFolder:
             below = f"{folder}/".removeprefix(f"{self.where}/")
             with contextlib.suppress(OSError), os.scandir(folder) as entries:  # a folder may be removed meanwhile
                 for entry in entries:
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         yield below + entry.name
                     elif not entry.is_symlink():
                         folders.append(entry.path)
@@ -210,6 +210,14 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder; False where its kind cannot be read, as of links in a circle."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def link_error(path: str | Path) -> DamagedFileError:

@@ -267,3 +267,12 @@ def test_on_a_file_system_without_locks_every_lock_succeeds(tmp_path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", refuse)
     with open(tmp_path / "lock", "wb") as file:
         assert lock(file) and lock(file, shared=True)
+
+
+def test_a_link_in_a_circle_hides_no_other_name(tmp_path: Path) -> None:
+    names = [f"trials/{number:04d}/trial.json" for number in range(20)]
+    folder = LocalFolder(tmp_path)
+    for name in names:
+        folder.write(name, b"{}")
+    (tmp_path / "trials/loop").symlink_to("loop")
+    assert folder.names("trials") == [*names, "trials/loop"]
