@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from raypipe.core.errors import UserError
 from raypipe.data.alignment import Floats
 from raypipe.data.kept_windows import alignment_of
 from raypipe.data.manifest import Plan
@@ -34,7 +35,7 @@ class SubjectAlignments:
 
     def __init__(self, recordings: Sequence[Recording], plan: Plan) -> None:
         self._recordings, self._plan = recordings, plan
-        self._found: dict[str, Floats] = {}
+        self._found: dict[str, Floats | UserError] = {}
 
     def of(self, recording: Recording) -> Floats | None:
         """Return the matrix (C, C) for a recording; None where it is not aligned, or by itself.
@@ -48,8 +49,14 @@ class SubjectAlignments:
             return None
         if recording.subject not in self._found:
             unit = aligned_together(recording, self._recordings, self._plan.preprocessing)
-            self._found[recording.subject] = alignment_of(unit, self._plan)
-        return self._found[recording.subject]
+            try:
+                self._found[recording.subject] = alignment_of(unit, self._plan)
+            except UserError as error:
+                self._found[recording.subject] = error
+        found = self._found[recording.subject]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
 
 def lacking_classes(recordings: Sequence[Recording], target: Target, steps: Preprocessing) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from raypipe.core.errors import DamagedFileError, UserError, first_line
+from raypipe.core.errors import DamagedFileError, StorageError, UserError, first_line
 from raypipe.core.record import OtherFormatError
 from raypipe.storage.files import map_concurrently, write_record
 from raypipe.storage.records import OwnedRecord, read_owned
@@ -121,22 +121,41 @@ class Inbox:
         self._seen: set[str] = set()
 
     def look(self) -> None:
-        """Read the requests that are new."""
+        """Read the requests that are new.
+
+        Raises
+        ------
+        StorageError, OSError
+            A request cannot be read now, or its refusal not be written: the others are read nevertheless, and this one
+            at the next look.
+        """
         names = self._run.folder.names(FOLDER)
         answered = {found[1] for name in names if (found := _ANSWER.fullmatch(name))}
         asked = [found[1] for name in names if (found := _REQUEST.fullmatch(name))]
+        failure: Exception | None = None
         for name in asked:
             if name in answered or name in self._seen:
                 continue
             try:
-                request = read_owned(Request, self._run.folder, f"{FOLDER}/{name}.json", self._run.run_id)
+                self._read(name)
             except FileNotFoundError:
                 continue
-            except UserError as error:
-                self._write(name, False, f"refused: {first_line(error)}")
-                self._seen.add(name)
+            except (StorageError, OSError) as error:
+                failure = failure or error
                 continue
             self._seen.add(name)
+        if failure is not None:
+            raise failure
+
+    def _read(self, name: str) -> None:
+        """Read a request, or refuse one that is damaged."""
+        try:
+            request = read_owned(Request, self._run.folder, f"{FOLDER}/{name}.json", self._run.run_id)
+        except UserError as error:
+            if isinstance(error, StorageError) and not isinstance(error, DamagedFileError):
+                raise  # the storage fails, and the request may be a good one
+            self._write(name, False, f"refused: {first_line(error)}")
+        else:
             self._pending[name] = request.model_copy(update={"id": name})
 
     def pending(self) -> list[Request]:

@@ -70,13 +70,32 @@ def test_a_refusal_that_could_not_be_written_is_written_at_the_next_look(run, mo
     request = ask(run, "stop-trial", trial=3)
     run.folder.write(f"requests/{request.id}.json", b"{}")
     inbox = Inbox(run)
+    later = ask(run, "stop-trial", trial=4)
     with monkeypatch.context() as patched:
         patched.setattr(type(run.folder), "write", lambda *_: (_ for _ in ()).throw(StorageError("down")))
         with pytest.raises(StorageError):
             inbox.look()
-    assert read_answer(run, request) is None
+    assert read_answer(run, request) is None and inbox.pending() == [later], "the others are read"
     inbox.look()
     assert read_answer(run, request).text.startswith("refused: ")
+
+
+def test_a_request_that_cannot_be_read_now_is_not_refused(run, monkeypatch):
+    first, second = ask(run, "stop-trial", trial=3), ask(run, "stop-trial", trial=4)
+    inbox, read = Inbox(run), type(run.folder).read
+
+    def unreachable(folder, name):
+        if first.id in name:
+            raise StorageError("down")
+        return read(folder, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(run.folder), "read", unreachable)
+        with pytest.raises(StorageError, match="down"):
+            inbox.look()
+    assert inbox.pending() == [second] and read_answer(run, first) is None
+    inbox.look()
+    assert inbox.pending() == [first, second]
 
 
 def test_a_request_for_no_trial_is_no_record(run):
