@@ -20,7 +20,8 @@ from raypipe.recordings.signal import Signal, UnreadableRecordingError
 class RawRecording(Recording):
     """A recording that MNE has read. If its file is there, the tables beside that apply to it too.
 
-    `subject` is empty where neither the file's name nor ``info["subject_info"]["his_id"]`` names it.
+    `subject` is empty where neither the file's name nor ``info["subject_info"]["his_id"]`` names it. The ``X`` of an
+    anonymous EDF+ header is no name.
     """
 
     raw: Any = field(default=None, compare=False, repr=False)
@@ -113,8 +114,18 @@ def _recording_of(raw: Any, number: int) -> Recording:
     path = _file_of(raw)
     if path is not None:
         return RawRecording(**vars(recording_at(path)), raw=raw)
-    told = str((raw.info["subject_info"] or {}).get("his_id") or "").removeprefix("sub-")
-    return RawRecording(Path(f"raw-{number}"), Path(), told, raw=raw)
+    return RawRecording(Path(f"raw-{number}"), Path(), _told_subject(raw.info["subject_info"] or {}), raw=raw)
+
+
+def _told_subject(info: Any) -> str:
+    """Return the subject that a Raw's header names; empty for none, or for what stands in place of one.
+
+    In EDF+ an ``X`` is a field that is not known, or was made anonymous (Kemp & Olivan 2003).
+    `mne.io.Raw.anonymize` names everyone ``0``.
+    """
+    told = str(info.get("his_id") or "").strip().removeprefix("sub-")
+    is_anonymous = told.upper() == "X" or (told == "0" and info.get("last_name") == "mne_anonymize")
+    return "" if is_anonymous else told
 
 
 def _file_of(raw: Any) -> Path | None:

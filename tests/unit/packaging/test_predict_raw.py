@@ -112,6 +112,24 @@ def test_a_raw_without_a_file_names_its_subject_or_is_told(ages, tmp_path):
     assert set(table.loc[table["subject"] == "new-1", "role"]) == {"new"}
 
 
+@pytest.mark.parametrize("his_id", ["X", "x", " X ", "sub-X", "", "anonymize"])
+def test_raws_with_an_anonymous_header_have_no_subject(ages, his_id):
+    """EDF+ writes ``X`` for a patient who is not named; two such people are not one."""
+    bundle, bids = ages
+    raws = []
+    for recording in find_recordings(bids)[:2]:
+        stored = read(recording.path, preload=True)
+        raws.append(mne.io.RawArray(stored.get_data(), stored.info, verbose="ERROR"))
+        raws[-1].info["subject_info"] = {"his_id": his_id}
+        if his_id == "anonymize":
+            raws[-1].info["subject_info"] = {"his_id": "A12", "last_name": "Doe"}
+            raws[-1].anonymize(verbose="ERROR")
+    table = predict(bundle, raws)
+    assert set(table["subject"]) == {""} and set(table["role"]) == {"unknown"}
+    with pytest.raises(UserError, match="name no subject; say whose they are by subject"):
+        predict(bundle, raws, level="subject")
+
+
 def test_channels_that_a_raw_marks_bad_are_bad(ages, events):
     bundle, bids = ages
     raw = read(find_recordings(bids)[0].path)
