@@ -8,9 +8,12 @@ from pathlib import Path
 
 from raypipe.core.errors import UserError
 from raypipe.core.record import OtherFormatError
-from raypipe.data.manifest import SETTINGS, SHARDS, Settings, SettingsFile
+from raypipe.data.manifest import MANIFEST, SETTINGS, SHARDS, Settings, SettingsFile
 from raypipe.storage.files import PARTIAL_SUFFIX, lock, write_atomic
 from raypipe.storage.regular_files import read_whole
+
+OF_THE_TABLE = ("max_windows", "min_windows", "seed", "groups", "metric")
+"""Settings that the table of a store depends on, but no shard."""
 
 
 @contextlib.contextmanager
@@ -22,7 +25,8 @@ def claim_output(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None
     folder
         Folder for windows; made if it does not exist.
     asked
-        Settings that the windows in it must have been made with.
+        Settings that the windows in it must have been made with, but for those of the table of a store that is not
+        finished.
     keys
         Keys of the recordings. Windows in the folder must be of some of them.
 
@@ -34,20 +38,30 @@ def claim_output(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file, not a folder for windows")
     path = folder / SETTINGS
-    recorded = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
-    # A recording without a window has a record but no .npy file. If there are no others, settings may change.
-    has_windows = any((folder / SHARDS / f"{key}.npy").is_file() for key in recorded)
-    if path.is_file() and has_windows:
-        _check_settings_unchanged(path, asked)
-    elif not path.is_file() and _has_files(folder):
-        raise UserError(f"{folder}: has other files and is not a store of windows; choose another folder")
-    else:
-        write_atomic(path, lambda file: file.write(SettingsFile(settings=asked).to_json()))
-    with open(path, "rb") as file:
-        if not lock(file):
-            raise UserError(f"{folder}: another prepare is writing there; wait for it to end")
+    with contextlib.ExitStack() as locks:
+        if path.is_file():
+            locks.enter_context(
+                _locked(path)
+            )  # also where it is replaced: it may be that of a process that is writing there
+        elif _has_files(folder):
+            raise UserError(f"{folder}: has other files and is not a store of windows; choose another folder")
+        recorded = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
+        # A recording without a window has a record but no .npy file. If there are no others, settings may change.
+        has_windows = any((folder / SHARDS / f"{key}.npy").is_file() for key in recorded)
+        before = _settings_of_windows(path, asked) if path.is_file() and has_windows else None
         if has_windows and not recorded & keys:
             raise UserError(f"{folder}: has windows of another data set; choose another folder")
+        if before != asked:
+            write_atomic(path, lambda file: file.write(SettingsFile(settings=asked).to_json()))
+            locks.enter_context(_locked(path))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "rb") as file:
+        if not lock(file):
+            raise UserError(f"{path.parent}: another prepare is writing there; wait for it to end")
         yield
 
 
@@ -62,18 +76,26 @@ def _has_files(folder: Path) -> bool:
     return folder.is_dir() and any(not entry.name.endswith(PARTIAL_SUFFIX) for entry in folder.iterdir())
 
 
-def _check_settings_unchanged(path: Path, asked: Settings) -> None:
+def _settings_of_windows(path: Path, asked: Settings) -> Settings:
+    """Return the settings that windows in the folder were made with, and check that they are those asked for.
+
+    Without a manifest the store is not finished, and settings of its table may change: shards do not depend on them.
+    """
     try:
         before = SettingsFile.parse(read_whole(path), str(path)).settings
     except OtherFormatError:
         raise
     except UserError:
         raise UserError(f"{path}: damaged; delete the folder {path.parent} or choose another") from None
+    is_finished = (path.parent / MANIFEST).is_file()
     for name, old, new in _values(before, asked):
-        if old != new:
-            raise UserError(
-                f"{path.parent}: was made with {name} {_shown(old)}, not {_shown(new)}; choose another folder for --out"
-            )
+        if old == new or (name in OF_THE_TABLE and not is_finished):
+            continue
+        made = f"{path.parent}: was made with {name} {_shown(old)}, not {_shown(new)}"
+        if is_finished:
+            raise UserError(f"{made}; choose another folder for --out")
+        raise UserError(f"{made}, but holds no finished store; delete it, or choose another folder for --out")
+    return before
 
 
 def _values(before: Settings, asked: Settings) -> Iterator[tuple[str, object, object]]:

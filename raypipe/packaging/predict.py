@@ -77,8 +77,8 @@ def predict(
         calibrated for people, or the interval of each value.
     subject
         Of arrays: (N,) subject of each window. Of Raws: a name, or one for each; by default the file's name or
-        ``his_id`` says it, where it is not the ``X`` of an anonymous header. Of epochs: as for `from_epochs`; by default ``metadata:subject`` or
-        ``filename:sub``, whichever there is.
+        ``his_id`` says it, unless it is the ``X`` of an anonymous header. Of epochs: as for `from_epochs`; by default
+        ``metadata:subject`` or ``filename:sub``, whichever there is.
     ch_names, sfreq, unit
         Of arrays: names of their channels, in any order, other ones included; their rate (Hz); their unit. Default: the
         channels of the bundle in its order, its rate, volts.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import shutil
 
 import numpy as np
@@ -80,6 +81,36 @@ def test_people_with_too_few_windows_are_left_out_and_counted(bids, tmp_path):
     assert accounting.recordings_used == store.manifest.summary.recordings == 4
     with pytest.raises(UserError, match="no person has 9999 windows; choose a lower --min-windows"):
         prepare(bids, TARGET, tmp_path / "none", jobs=1, min_windows=9999)
+
+
+def test_limits_may_change_until_a_store_is_finished(bids, tmp_path):
+    """Shards do not depend on them, so a prepare that leaves no person does not fix them, and its shards are kept."""
+    with pytest.raises(UserError, match="no person has 9999 windows"):
+        prepare(bids, TARGET, tmp_path / "store", jobs=1, min_windows=9999)
+    with pytest.raises(UserError, match=r"sfreq left to its default, not '50\.0', but holds no finished store; delete"):
+        prepare(bids, TARGET, tmp_path / "store", jobs=1, min_windows=9999, sfreq=50)
+    store = prepare(bids, TARGET, tmp_path / "store", jobs=1, min_windows=2)
+    assert store.redone == 0 and store.manifest.settings.min_windows == 2
+    assert store.data_hash == prepare(bids, TARGET, tmp_path / "other", jobs=1, min_windows=2).data_hash
+    store.verify()
+    with pytest.raises(UserError, match="was made with min_windows '2', not '1'; choose another folder"):
+        prepare(bids, TARGET, tmp_path / "store", jobs=1, min_windows=1)
+
+
+def test_limits_of_given_windows_may_change_until_a_store_is_finished(tmp_path):
+    given = simulate_windows(subjects=4, each=10)
+    with pytest.raises(UserError, match="no person has 11 windows"):
+        from_arrays(**given.arguments(out=tmp_path / "store"), min_windows=11)
+    assert len(from_arrays(**given.arguments(out=tmp_path / "store"), min_windows=10)) == 40
+
+
+def test_a_prepare_with_other_limits_waits_for_one_that_is_writing(bids, tmp_path):
+    with pytest.raises(UserError, match="no person has 9999 windows"):
+        prepare(bids, TARGET, tmp_path / "store", jobs=1, min_windows=9999)
+    with open(tmp_path / "store" / "settings.json") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another prepare is writing there"):
+            prepare(bids, TARGET, tmp_path / "store", jobs=1, min_windows=2)
 
 
 def test_recordings_of_which_nothing_is_drawn_are_counted(bids, tmp_path):
