@@ -46,6 +46,8 @@ def explain(error: Any, words: Sequence[str]) -> str:
         .partition(", unable")[0]
         .replace("input should", "must")
     )
+    if param.nargs > 1:  # a value that is missing swallows the next option
+        problem = f"takes {'two' if param.nargs == 2 else param.nargs} numbers"
     return f"{verb} {name}{_values_of(param, words)}: {problem}{wanted}"
 
 

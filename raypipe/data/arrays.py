@@ -107,7 +107,7 @@ def from_arrays(
     name
         What `y` is, for reports. Default: the classes, or ``y``.
     target_names
-        Names of the columns of `y` (N, K). Default: ``y1`` to ``yK``.
+        Names of the columns of `y` (N, K). Default: those of a `pandas.DataFrame`, else ``y1`` to ``yK``.
     unit
         Unit of the samples, such as ``uV``.
     crop

@@ -18,7 +18,15 @@ from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import Ledger
 from raypipe.data.epochs_checks import check_overlaps, check_same, common_channels
 from raypipe.data.epochs_files import EpochsSource, entity_of, find_epochs
-from raypipe.data.given_labels import column, is_missing_value, read_groups, read_labels, read_subjects, recording_keys
+from raypipe.data.given_labels import (
+    are_codes,
+    column,
+    is_missing_value,
+    read_groups,
+    read_labels,
+    read_subjects,
+    recording_keys,
+)
 from raypipe.data.given_windows import (
     MAX_NAMED_CLASSES,
     GivenRows,
@@ -29,7 +37,7 @@ from raypipe.data.given_windows import (
 )
 from raypipe.data.plan import NOT_ASKED
 from raypipe.data.selection import check_subjects
-from raypipe.data.several_columns import split_columns
+from raypipe.data.several_columns import check_is_numbers, split_columns
 from raypipe.data.target_base import Labels
 from raypipe.data.window_store import WindowStore
 from raypipe.recordings.tables import list_some
@@ -80,7 +88,7 @@ def from_epochs(
     target: str = "event",
     out: str | Path,
     groups: str | None = None,
-    channels: Sequence[str] | None = None,
+    channels: str | Sequence[str] | None = None,
     crop: float | None = None,
     dtype: str = "float32",
     metric: str | None = None,
@@ -107,14 +115,14 @@ def from_epochs(
         What is predicted: ``event``, the name of the event; ``event:A,B``, of these only, in this order; or
         ``metadata:COLUMN``. Numbers in a column are values to regress on, unless they are the codes of two classes;
         ``metadata:COLUMN:classification`` and ``metadata:COLUMN:regression`` decide it. ``metadata:A,B`` is a
-        regression of several values.
+        regression of several values; codes of two classes are numbers only with ``:regression`` behind them.
     out
         Folder for the store: new, empty, or a store made with the same settings.
     groups
         ``metadata:COLUMN`` of each subject's group, such as a site. Subjects of one group are kept on one side of every
         split.
     channels
-        Names of EEG channels. Default: all, which must then be the same in all files.
+        Names of EEG channels, or one. Default: all, which must then be the same in all files.
     crop, dtype, metric, max_windows, min_windows, seed
         See `from_arrays`.
     progress
@@ -152,7 +160,7 @@ def store_of_epochs(
     target: str,
     out: str | Path,
     groups: str | None,
-    channels: Sequence[str] | None,
+    channels: str | Sequence[str] | None,
     crop: float | None,
     dtype: str,
     metric: str | None,
@@ -161,6 +169,7 @@ def store_of_epochs(
 ) -> WindowStore:
     """Write a store as `from_epochs` does, which documents the arguments; `source` names its target."""
     wanted, ledger = parse_target(target), Ledger()
+    channels = (channels,) if isinstance(channels, str) else channels
     sources = find_epochs(epochs)
     names = common_channels(sources, channels)
     check_same(sources)
@@ -267,6 +276,10 @@ def _labels(parts: list[Part], subjects: list[str], wanted: TargetSpec) -> tuple
         raise UserError(f"{what}: {missing}; events: {list_some(_all_events(parts), 10)}")
     if len(wanted.columns) > 1:
         rows = [row for part in parts for row in zip(*map(part.values, wanted.columns), strict=True)]
+        for name, values in zip(wanted.columns, zip(*rows, strict=True), strict=True):
+            if wanted.kind is None and are_codes(values):
+                classes = tuple(f"{float(value):g}" for value in sorted(set(values)))
+                check_is_numbers(wanted.spec, name, Labels("classification", classes))
         return read_labels(np.array(rows, object), subjects, wanted.kind, what, wanted.columns)
     y = [value for part in parts for value in part.values(wanted.columns[0] if wanted.columns else "")]
     if wanted.events:

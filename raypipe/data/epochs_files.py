@@ -235,6 +235,8 @@ def _paths(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_file():
         return [path]
+    if path.is_dir():
+        raise UserError(f"{pattern}: a folder; name its files by a pattern such as '{path / 'sub-*_epo.fif'}'")
     if not glob.has_magic(pattern):
         raise UserError(f"{pattern}: no such file; a pattern such as 'sub-*_epo.fif' names several")
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute one

@@ -50,7 +50,7 @@ def read_labels(
     what
         Name of the targets, for messages.
     names
-        Names of the values of (N, K); None for ``y1`` to ``yK``.
+        Names of the values of (N, K); None for those of a table's columns, or ``y1`` to ``yK``.
 
     Raises
     ------
@@ -62,6 +62,7 @@ def read_labels(
         raise UserError(f"kind '{kind}': must be classification or regression")
     array = _array_of(y, what)
     if array.ndim == 2 and array.shape[1] > 1:
+        names = _own_names(y) if names is None else names
         return _read_values(array.astype(object), subjects, kind, what, names)
     if names is not None:
         raise UserError(f"target_names: {what} has one value per window; name it by 'name'")
@@ -97,6 +98,12 @@ def _read_values(
         _is_regression(values, "regression", label)
     numbers = [_numbers(values, label) for label, values in columns]
     return Labels("regression", outputs=outputs), np.stack(numbers, axis=1)
+
+
+def _own_names(y: ArrayLike) -> list[str] | None:
+    """Return the names of the columns of a table of pandas; None for an array, and where they are numbers."""
+    names = list(getattr(y, "columns", ()))
+    return names if names and all(isinstance(name, str) for name in names) else None
 
 
 def _output_names(names: Sequence[str], k: int, what: str) -> tuple[str, ...]:
@@ -182,7 +189,12 @@ def _is_regression(values: list[Any], kind: Kind | None, what: str) -> bool:
     if kind is not None:
         return kind == "regression"
     has_floats = is_number and any(isinstance(value, float) for value in values)
-    return has_floats and tuple(sorted(set(values))) not in CODES
+    return has_floats and not are_codes(values)
+
+
+def are_codes(values: Sequence[Any]) -> bool:
+    """Return whether values are the codes of two classes: 0 and 1, 1 and 2, or -1 and 1."""
+    return all(isinstance(value, Real) for value in values) and tuple(sorted(set(values))) in CODES
 
 
 def _numbers(values: list[Any], what: str) -> Floats:

@@ -65,6 +65,8 @@ def parse_settings(**asked: Any) -> Settings:
         return Settings(**asked)
     except ValidationError as error:
         problem = error.errors()[0]
+        if problem["loc"] == ("channels",):
+            raise UserError(f"channels {shown(problem['input'])}: needs names of channels") from None
         message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         raise UserError(f"{problem['loc'][0]} {shown(problem['input'])}: {message}") from None
 

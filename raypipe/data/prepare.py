@@ -37,7 +37,7 @@ def prepare(
     bads: Literal["drop", "interpolate"] | None = None,
     montage: str | None = None,
     reference: str | Sequence[str] | None = None,
-    channels: Sequence[str] | None = None,
+    channels: str | Sequence[str] | None = None,
     window: float | None = None,
     crop: float | None = None,
     stride: float | None = None,
@@ -91,7 +91,7 @@ def prepare(
         ``average`` of all EEG channels that recordings have in common, or names of channels, whose mean is subtracted.
         Channels of the reference are in the store only if `channels` names them.
     channels
-        Names of channels. Default: the EEG channels that all recordings have, in the first one's order.
+        Names of channels, or one. Default: the EEG channels that all recordings have, in the first one's order.
     window, stride, tmin
         Seconds: length of a window, time from one window to the next, start of a window after its event. Default: the
         target's. Consecutive windows do not overlap by default.
@@ -155,7 +155,7 @@ def prepare(
             flat=flat,
             align=align,
         ),
-        channels=channels,
+        channels=(channels,) if isinstance(channels, str) else channels,
         window=window,
         crop=crop,
         stride=stride,

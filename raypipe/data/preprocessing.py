@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Literal
 
 from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
 from raypipe.core.record import FrozenModel, describe_problem, first_problem
+from raypipe.core.text import short_line
 from raypipe.data.fir_filters import NOTCH_TRANSITION
 
 MAX_NAMES = 4096
@@ -81,7 +83,7 @@ def parse_preprocessing(
         Names the argument that is wrong.
     """
     asked = {
-        "notch": (notch,) if isinstance(notch, int | float) else notch,
+        "notch": (notch,) if isinstance(notch, str | Real) else notch,
         "band": band,
         "bads": bads,
         "montage": montage,
@@ -96,6 +98,10 @@ def parse_preprocessing(
     except ValidationError as error:
         problem = first_problem(error)
         problem["loc"] = problem["loc"][:1]  # without the place in a pair
+        name = str(problem["loc"][0])
+        text = str(asked[name]) if isinstance(asked[name], dict) else shown(asked[name])
+        if name in _WANTED and problem["type"] != "finite_number":
+            raise UserError(f"{name} {short_line(text)}: needs {_WANTED[name]}") from None
         raise UserError(describe_problem(problem).replace("Input should be", "must be")) from None
     return steps
 
@@ -183,6 +189,16 @@ def flags(steps: Preprocessing) -> list[str]:
         words += [f"--{name.replace('_', '-')}", *parts]
     return words
 
+
+_WANTED = {
+    "notch": "a frequency in Hz or several, such as 50 or (50, 100)",
+    "band": "two numbers in Hz, such as (0.5, 40)",
+    "reference": "'average', or names of channels",
+    "baseline": "two numbers in seconds, such as (-0.2, 0)",
+    "reject": "a number of microvolts, such as 150",
+    "flat": "a number of microvolts, such as 0.5",
+}
+"""What values of a wrong type should be."""
 
 _PAIRS = ("band", "baseline")
 """Options that take two words."""

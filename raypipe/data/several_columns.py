@@ -71,8 +71,7 @@ def read_each_column(spec: str, columns: Sequence[str], kind: Kind | None, read:
         raise UserError(f"target '{spec}': several columns are predicted as numbers; predict classes one at a time")
     found = {name: read(name) for name in columns}
     for name, labels in found.items():
-        if labels.kind == "classification":
-            raise UserError(f"target '{spec}': column '{name}' {_classes(labels)}")
+        check_is_numbers(spec, name, labels)
     parts = list(found.values())
     joined = Labels(
         "regression",
@@ -87,6 +86,18 @@ def read_each_column(spec: str, columns: Sequence[str], kind: Kind | None, read:
     if any(each is not None for each in owners) and not any(owners):
         raise UserError(f"target '{spec}': no row has a value in each of its columns")
     return joined
+
+
+def check_is_numbers(spec: str, name: str, labels: Labels) -> None:
+    """Refuse a column of classes among several that are predicted as numbers.
+
+    Raises
+    ------
+    UserError
+        It holds classes, or codes of two.
+    """
+    if labels.kind == "classification":
+        raise UserError(f"target '{spec}': column '{name}' {_classes(labels)}")
 
 
 def _classes(labels: Labels) -> str:

@@ -120,11 +120,11 @@ P = ("prepare", "x", "--target", "challenge1")
         (("ensemble", "r", "--top=x"), "ensemble --top x: must be a valid integer"),
         (
             (*P, "--band", "40,4", "--out", "o"),
-            "prepare --band 40,4: must be a valid number (Band-pass",
+            "prepare --band 40,4: takes two numbers (Band-pass: two numbers in Hz, such as --band 0.5 40)",
         ),
         (
             (*P, "--out", "o", "--band", "40,4"),
-            "prepare --band 40,4: requires 2 arguments (Band-pass: ",
+            "prepare --band 40,4: takes two numbers (Band-pass: ",
         ),
         (("swep", "x"), "swep: no such verb; did you mean 'sweep'?"),
         (("status", "a", "b"), "status: got unexpected extra argument(s) (b); see raypipe status --help"),

@@ -290,6 +290,10 @@ def test_files_that_hold_no_epochs_are_one_line(files, tmp_path):
     for path in (tmp_path / "sub-1_epo.fif", raw):
         with pytest.raises(UserError, match=f"^{path}: not a FIF file of MNE epochs"):
             from_epochs(path, out=tmp_path / "store")
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}: a folder; name its files by a pattern such as '.*sub-\*_epo\.fif'"
+    ):
+        from_epochs(tmp_path, out=tmp_path / "store")
     with pytest.raises(UserError, match="its name has no entity 'ses-'"):
         from_epochs(files / "sub-*_epo.fif", subject="filename:ses", out=tmp_path / "store")
 

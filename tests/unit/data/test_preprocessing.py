@@ -372,7 +372,16 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
         ({"notch": []}, "notch : needs frequencies of 1 Hz and more, such as 50 or 50,100"),
         ({"notch": [0.5]}, "notch 0.5: needs frequencies of 1 Hz"),
         ({"notch": [50, 51]}, "notch 50,51: 50 and 51 Hz are too close"),
-        ({"notch": ["mains"]}, "notch: must be a valid number"),
+        ({"notch": ["mains"]}, r"^notch mains: needs a frequency in Hz or several, such as 50 or \(50, 100\)"),
+        ({"notch": "fifty"}, r"^notch fifty: needs a frequency in Hz or several"),
+        ({"band": 8}, r"^band 8: needs two numbers in Hz, such as \(0\.5, 40\)"),
+        ({"band": (8,)}, "^band 8: needs two numbers in Hz"),
+        ({"reference": 5}, "^reference 5: needs 'average', or names of channels"),
+        ({"baseline": (None, 0)}, r"^baseline None,0: needs two numbers in seconds, such as \(-0\.2, 0\)"),
+        ({"reject": {"eeg": 150e-6}}, r"^reject \{'eeg': 0\.00015\}: needs a number of microvolts, such as 150"),
+        ({"flat": "low"}, "^flat low: needs a number of microvolts, such as 0.5"),
+        ({"channels": 5}, "^channels 5: needs names of channels"),
+        ({"channels": "Pzz"}, "no EEG channel 'Pzz'"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_signal_is_read(raws, tmp_path, monkeypatch, options, message):

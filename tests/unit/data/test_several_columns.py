@@ -160,6 +160,30 @@ def test_wrong_arrays_are_one_line(tmp_path, options, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_columns_of_a_table_name_its_values(tmp_path):
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(36, 2)), columns=["a", "b"])
+    assert from_arrays(**WINDOWS.arguments(y=table, out=tmp_path / "own")).outputs == ["a", "b"]
+    renamed = WINDOWS.arguments(y=table, target_names=["c", "d"], out=tmp_path / "given")
+    assert from_arrays(**renamed).outputs == ["c", "d"]
+    unnamed = WINDOWS.arguments(y=pd.DataFrame(table.to_numpy()), out=tmp_path / "unnamed")
+    assert from_arrays(**unnamed).outputs == ["y1", "y2"]
+
+
+@pytest.mark.parametrize("codes", [[0, 1], [1.0, 2.0], [False, True]])
+def test_codes_in_metadata_are_numbers_where_that_is_said(tmp_path, codes):
+    epochs = []
+    for who in dict.fromkeys(WINDOWS.subject):
+        rows = np.flatnonzero(np.array(WINDOWS.subject) == who)
+        metadata = pd.DataFrame({"subject": who, "rt": np.linspace(0.3, 0.9, len(rows))})
+        metadata["correct"] = [codes[number % 2] for number in range(len(rows))]
+        epochs.append(make_epochs(WINDOWS.X[rows].astype(float), WINDOWS.y[rows], metadata))
+    names = rf"\({float(codes[0]):g}, {float(codes[1]):g}\)"
+    with pytest.raises(UserError, match=f"column 'correct' holds codes of classes {names}; ':regression' behind the"):
+        from_epochs(epochs, target="metadata:rt,correct", out=tmp_path / "store")
+    store = from_epochs(epochs, target="metadata:rt,correct:regression", out=tmp_path / "store")
+    assert store.outputs == ["rt", "correct"] and sorted(set(store.targets[:, 1])) == codes
+
+
 def test_a_column_whose_name_has_a_comma_is_one(bids, tmp_path):
     store = prepare(bids, "participants:age, years", tmp_path / "store", window=1.0, jobs=1)
     assert store.outputs == [] and store.targets.shape == (36,)
