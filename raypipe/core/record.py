@@ -25,6 +25,10 @@ class OtherFormatError(UserError):
     """A file has another format number than this version of raypipe reads."""
 
 
+MAX_MESSAGE = 1000
+"""Characters up to which a message on values that do not fit a schema is shown in full."""
+
+
 class FrozenModel(BaseModel):
     """Values that are validated and cannot be changed. Unknown names, and numbers that are not finite, are refused."""
 
@@ -158,7 +162,10 @@ def first_problem(error: ValidationError, ignored: tuple[str, ...] = ()) -> Erro
 def describe_problem(problem: ErrorDetails) -> str:
     """Return the place and the message of a problem as one short line."""
     place = short_line("/".join(map(str, problem["loc"])))
-    return f"{place}: " * bool(place) + problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ")
+    if len(message) > MAX_MESSAGE:  # pydantic quotes the whole of a text that names no member of a union
+        message = short_line(message, MAX_MESSAGE // 2) + short_line(message[-MAX_MESSAGE // 4 :], MAX_MESSAGE)
+    return f"{place}: " * bool(place) + message
 
 
 def _require_single_names(data: bytes, where: str) -> None:

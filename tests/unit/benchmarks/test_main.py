@@ -67,6 +67,7 @@ def test_benchmarks_import_no_tests():
 
 @pytest.mark.ray
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_all_of_them_run_with_small_sizes(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(tmp_path / "found.json")]
     subprocess.run(command, cwd=ROOT, check=True)

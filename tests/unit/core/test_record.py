@@ -9,11 +9,12 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 import raypipe
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError
-from raypipe.core.record import FrozenModel, Record, leaving_out
+from raypipe.core.record import FrozenModel, Record, describe_problem, first_problem, leaving_out
 from raypipe.storage.files import open_folder, read_record, write_record
 
 
@@ -163,3 +164,11 @@ def test_a_field_with_its_default_may_be_left_out():
     for each in (plain, other):
         assert Extended.model_validate_json(each.model_dump_json()) == each
     assert plain.model_dump(include={"extra"}) == {}
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 90, "x'" * 2500])
+def test_a_text_that_names_no_member_of_a_union_is_quoted_in_part(name):
+    with pytest.raises(ValidationError) as caught:
+        TrialConfig.model_validate({"model": {"name": name}})
+    line = describe_problem(first_problem(caught.value))
+    assert len(line) < 1200 and line.isprintable() and line.startswith("model: Input tag 'x")
