@@ -13,6 +13,9 @@ pytestmark = pytest.mark.ray
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+MARKS = dict.fromkeys(("epochs", "bids_with_labels"), pytest.mark.long)
+"""Notebooks that take minutes: their sources have tests of their own (`test_epochs`, `test_table_target`)."""
+RUN = [pytest.param(path, marks=MARKS.get(path.stem, ()), id=path.stem) for path in NOTEBOOKS]
 SHOWN = {
     "arrays": ["held-out subjects", "are right"],
     "epochs": ["correlation with the response time within a person", "median error"],
@@ -37,7 +40,9 @@ def test_a_notebook_is_committed_without_outputs_and_names_no_machine(path):
     assert notebook.metadata["kernelspec"]["name"] == "python3"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=MARKS.get(path.stem, ()), id=path.stem) for path in NOTEBOOKS]
+)
 def test_a_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}

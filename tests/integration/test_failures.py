@@ -88,7 +88,11 @@ def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, shared, comma
 
 
 @pytest.mark.parametrize(
-    "deaf", [False, True], ids=["its successor takes over", "none follows, and the sweep restarts"]
+    "deaf",
+    [
+        pytest.param(False, id="its successor takes over"),
+        pytest.param(True, id="none follows, and the sweep restarts", marks=pytest.mark.long),
+    ],
 )
 def test_an_actor_without_heartbeats_is_declared_dead(toy, tmp_path, shared, light, undisturbed, monkeypatch, deaf):
     """As if Ray had missed its death because the control store died at that moment.

@@ -52,6 +52,7 @@ def test_two_workers_train_what_one_does(folder, shared, calm):
     assert len(losses(alone)) == 4
 
 
+@pytest.mark.long
 def test_ctrl_c_once_and_twice_and_a_killed_worker_change_nothing(folder, shared, calm, tmp_path, alone):
     """Once ends the epoch under way, twice stops two workers now; the killed one is started again by Ray Train.
 
