@@ -40,9 +40,8 @@ def claim_output(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None
     path = folder / SETTINGS
     with contextlib.ExitStack() as locks:
         if path.is_file():
-            locks.enter_context(
-                _locked(path)
-            )  # also where it is replaced: it may be that of a process that is writing there
+            # Also where it is replaced below: it may be that of a process that is writing there.
+            locks.enter_context(_locked(path))
         elif _has_files(folder):
             raise UserError(f"{folder}: has other files and is not a store of windows; choose another folder")
         recorded = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
