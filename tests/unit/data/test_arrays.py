@@ -200,7 +200,7 @@ WRONG = {
     "y is missing (NaN, None or empty) for 1 windows (the first: 5)": {
         "y": pd.Series([*np.arange(5.0), pd.NA, *np.arange(54.0)], dtype=object)
     },
-    "y ('y2') is missing (NaN, None or empty) for 1 windows (the first: 2)": {
+    "y ('b') is missing (NaN, None or empty) for 1 windows (the first: 2)": {
         "y": pd.DataFrame({"a": np.arange(60.0), "b": pd.array([0.5, 1.5, None, *np.arange(57.0)], "Float64")})
     },
     "y: 'a\\nb' holds a line break": {"y": ["a\nb", "c"] * 30},
