@@ -276,10 +276,8 @@ def _labels(parts: list[Part], subjects: list[str], wanted: TargetSpec) -> tuple
         raise UserError(f"{what}: {missing}; events: {list_some(_all_events(parts), 10)}")
     if len(wanted.columns) > 1:
         rows = [row for part in parts for row in zip(*map(part.values, wanted.columns), strict=True)]
-        for name, values in zip(wanted.columns, zip(*rows, strict=True), strict=True):
-            if wanted.kind is None and are_codes(values):
-                classes = tuple(f"{float(value):g}" for value in sorted(set(values)))
-                check_is_numbers(wanted.spec, name, Labels("classification", classes))
+        if wanted.kind is None:
+            _refuse_codes(rows, wanted)
         return read_labels(np.array(rows, object), subjects, wanted.kind, what, wanted.columns)
     y = [value for part in parts for value in part.values(wanted.columns[0] if wanted.columns else "")]
     if wanted.events:
@@ -287,6 +285,13 @@ def _labels(parts: list[Part], subjects: list[str], wanted: TargetSpec) -> tuple
     if wanted.columns and all(isinstance(value, Real) and not isinstance(value, bool) for value in y):
         y = [float(value) for value in y]  # whole numbers of a column are values, as in participants.tsv
     return read_labels(y, subjects, wanted.kind, what)
+
+
+def _refuse_codes(rows: list[tuple[Any, ...]], wanted: TargetSpec) -> None:
+    for name, values in zip(wanted.columns, zip(*rows, strict=True), strict=True):
+        if are_codes(values):
+            classes = tuple(f"{float(value):g}" for value in sorted(set(values)))
+            check_is_numbers(wanted.spec, name, Labels("classification", classes))
 
 
 def _event_labels(parts: list[Part], wanted: TargetSpec, y: list[Any]) -> tuple[Labels, NDArray[np.float64]]:

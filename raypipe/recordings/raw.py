@@ -114,18 +114,18 @@ def _recording_of(raw: Any, number: int) -> Recording:
     path = _file_of(raw)
     if path is not None:
         return RawRecording(**vars(recording_at(path)), raw=raw)
-    return RawRecording(Path(f"raw-{number}"), Path(), _told_subject(raw.info["subject_info"] or {}), raw=raw)
+    return RawRecording(Path(f"raw-{number}"), Path(), _subject_of(raw.info["subject_info"] or {}), raw=raw)
 
 
-def _told_subject(info: Any) -> str:
+def _subject_of(info: Any) -> str:
     """Return the subject that a Raw's header names; empty for none, or for what stands in place of one.
 
     In EDF+ an ``X`` is a field that is not known, or was made anonymous (Kemp & Olivan 2003).
     `mne.io.Raw.anonymize` names everyone ``0``.
     """
-    told = str(info.get("his_id") or "").strip().removeprefix("sub-")
-    is_anonymous = told.upper() == "X" or (told == "0" and info.get("last_name") == "mne_anonymize")
-    return "" if is_anonymous else told
+    name = str(info.get("his_id") or "").strip().removeprefix("sub-")
+    is_anonymous = name.upper() == "X" or (name == "0" and info.get("last_name") == "mne_anonymize")
+    return "" if is_anonymous else name
 
 
 def _file_of(raw: Any) -> Path | None:

@@ -248,7 +248,7 @@ class Handler(BaseHTTPRequestHandler):
             return _json(400, {"error": one_line(first_line(error))})
         except OSError as error:
             return _json(500, {"error": one_line(first_line(error))})
-        except Exception as error:  # the page is told of it, and goes on
+        except Exception as error:  # the page shows it, and goes on
             return _json(500, {"error": f"{type(error).__name__}: {one_line(first_line(error))}"})
 
     def _body(self) -> Any:
