@@ -16,15 +16,9 @@ from raypipe.core.metrics import Kind, metric_for
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.text import check_one_line
 from raypipe.data.accounting import Ledger
-from raypipe.data.given_labels import (
-    check_no_mask,
-    column,
-    read_groups,
-    read_labels,
-    read_onsets,
-    read_subjects,
-    recording_keys,
-)
+from raypipe.data.given_column import check_no_mask, column
+from raypipe.data.given_labels import read_labels
+from raypipe.data.given_subjects import read_groups, read_onsets, read_subjects, recording_keys
 from raypipe.data.given_windows import (
     MAX_SCALE,
     GivenRows,

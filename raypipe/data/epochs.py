@@ -18,15 +18,9 @@ from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import Ledger
 from raypipe.data.epochs_checks import check_overlaps, check_same, common_channels
 from raypipe.data.epochs_files import EpochsSource, entity_of, find_epochs
-from raypipe.data.given_labels import (
-    are_codes,
-    column,
-    is_missing_value,
-    read_groups,
-    read_labels,
-    read_subjects,
-    recording_keys,
-)
+from raypipe.data.given_column import column, is_missing_value
+from raypipe.data.given_labels import are_codes, read_labels
+from raypipe.data.given_subjects import read_groups, read_subjects, recording_keys
 from raypipe.data.given_windows import (
     MAX_NAMED_CLASSES,
     GivenRows,

@@ -206,7 +206,7 @@ def _no_column(target: EventsColumn, column: str, refused: Sequence[tuple[Path, 
 
 
 def _check_values(target: Events, recordings: Sequence[Recording]) -> None:
-    """Check that every value is that of some event; the error names similar values, or the columns that have it."""
+    """Check that every value is that of some event."""
     missing, files, problems = set(target.values), [], []
     for recording in recordings:
         try:
@@ -217,23 +217,27 @@ def _check_values(target: Events, recordings: Sequence[Recording]) -> None:
             continue  # reported when this recording itself is read
         if not missing:
             return
-    name = sorted(missing)[0]
+    has_tables = not files or any(file.is_file() for file in files)
+    if problems and len(problems) == len(recordings) and has_tables:
+        raise problems[0]
+    raise _no_event_of(sorted(missing)[0], target, files)
+
+
+def _no_event_of(name: str, target: Events, files: Sequence[Path]) -> UserError:
+    """Return the error for a value that no event has; it names similar values, or the columns that have it."""
     problem = f"target '{target.spec}': no event {'that --select takes ' * bool(target.query)}has the value '{name}'"
     if files and not any(file.is_file() for file in files):
-        raise UserError(f"{problem}; no recording has an events.tsv (annotations inside the files are not read)")
-    if len(problems) == len(files):
-        raise problems[0]
+        return UserError(f"{problem}; no recording has an events.tsv (annotations inside the files are not read)")
     tables = list(_tables_of(files, target.query))
     if target.query and not any(map(len, tables)):
-        raise UserError(_takes_no_event(target, target.query))
-    for file in files:
-        columns = columns_with(file, name)
-        if columns and not target.query:
+        return UserError(_takes_no_event(target, target.query))
+    for file in [] if target.query else files:
+        if columns := columns_with(file, name):
             named = " and ".join(f"'{column}'" for column in columns)
-            raise UserError(f"{problem}; it stands in column {named} of {file}: --events-from {columns[0]}")
+            return UserError(f"{problem}; it stands in column {named} of {file}: --events-from {columns[0]}")
     counts = [count_values(events, target.events_from) for events in tables]
     seen = {value for count in counts for values in count.values() for value in values}
-    raise UserError(f"{problem}; {nearest(name, sorted(seen - {name}))}")
+    return UserError(f"{problem}; {nearest(name, sorted(seen - {name}))}")
 
 
 def _tables_of(files: Iterable[Path], query: EventQuery | None) -> Iterator[pd.DataFrame]:

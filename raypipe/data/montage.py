@@ -122,5 +122,6 @@ def template_of(montage: str) -> mne.channels.DigMontage:
         if montage not in known and montage.startswith(old):
             montage = montage.replace(old, new)
     if montage not in known:
-        raise ValueError(f"no montage of MNE; {nearest(montage, known)}")
+        names = [*known, *(name.replace("colin27_", "standard_") for name in known)]  # both names are taken
+        raise ValueError(f"no montage of MNE; {nearest(montage, sorted(set(names)))}")
     return mne.channels.make_standard_montage(montage)

@@ -184,6 +184,7 @@ class StoreBuild:
                         self._skip_or_raise(recording, result)
                 else:
                     found[subject] = result
+                    self.progress(len(recordings) - len(left), len(recordings), f"alignment of {subject}")
         return found
 
     def _with_channels(

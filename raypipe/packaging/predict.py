@@ -17,7 +17,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
 from raypipe.data.accounting import NO_RECORDING, Ledger
 from raypipe.data.alignment_units import SubjectAlignments, lacking_classes
-from raypipe.data.given_labels import subject_label
+from raypipe.data.given_subjects import subject_label
 from raypipe.data.given_target import GivenTarget
 from raypipe.data.kept_windows import windows_of
 from raypipe.data.selection import find_in_folders

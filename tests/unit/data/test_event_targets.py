@@ -236,3 +236,13 @@ def test_a_file_without_durations_has_no_such_column(bids):
         path.write_text(path.read_text().replace("duration", "length"))
     with pytest.raises(UserError, match=r"no .*'duration'"):
         asked("events-column:duration").read_labels(find_recordings(bids))
+
+
+def test_a_recording_without_readable_events_hides_nothing_of_the_others(bids):
+    for number in (1, 2):
+        folder = bids / f"sub-0{number}" / "eeg"
+        next(folder.glob("*_events.tsv")).unlink()
+        for name in (f"sub-0{number}_events.tsv", "task-odd_events.tsv"):  # both apply
+            (folder / name).write_text(HEADER + ROWS)
+    with pytest.raises(UserError, match="no event has the value 'targget'; did you mean 'target'"):
+        asked("events:targget,standard", events_from="trial_type").read_labels(find_recordings(bids))

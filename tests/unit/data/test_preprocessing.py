@@ -262,7 +262,10 @@ def test_windows_are_aligned_by_recording(raws, tmp_path):
 def test_windows_are_aligned_by_subject(raws, tmp_path):
     folder, found = raws
     bids = shutil.copytree(folder, tmp_path / "bids")
-    store = prepare(bids, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject")
+    calls: list[tuple[int, int, str]] = []
+    options = {"band": (1, 60), "align": "subject", "progress": lambda *call: calls.append(call)}
+    store = prepare(bids, TARGET, tmp_path / "store", jobs=1, **options)
+    assert {f"alignment of {number}" for number in range(3)} < {text for _, _, text in calls}
     for number in range(3):
         own = store.table["recording"].str.startswith(f"sub-{number}_")
         assert store.table.loc[own, "recording"].nunique() == 2
@@ -368,6 +371,7 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
             {"bads": "interpolate", "montage": "biosemi65"},
             "montage biosemi65: no montage of MNE; did you mean 'biosemi64'",
         ),
+        ({"bads": "interpolate", "montage": "nope"}, "montage nope: no montage of MNE; available: .*, standard_1005,"),
         ({"notch": 100}, r"sampled at 200 Hz, so a notch must be below 99.5 Hz \(given 100\)"),
         ({"notch": []}, "notch : needs frequencies of 1 Hz and more, such as 50 or 50,100"),
         ({"notch": [0.5]}, "notch 0.5: needs frequencies of 1 Hz"),
