@@ -78,7 +78,7 @@ class LabelTable(Target):
 
     def _read(self, recordings: Sequence[Recording]) -> Labels:
         rows = _read_rows(self)
-        matched = _join(rows, recordings, self.joined_on)
+        matched = _join(self, rows, recordings)
         is_person = self.joined_on == ("participant_id",)
         owner: Callable[[Recording], str] = (lambda r: r.subject) if is_person else (lambda r: r.key)
         cells = {owner(recording): _one_of(self, found) for recording, found in matched}
@@ -118,7 +118,7 @@ class EventTable(EventTarget):
         rows = _read_rows(self)
         found: dict[str, dict[float, Row]] = {}
         matched: list[Row] = []
-        for recording, of_recording in _join(rows, recordings, self.joined_on):
+        for recording, of_recording in _join(self, rows, recordings):
             pairs = _events_of(recording, of_recording)
             matched += [row for _, row in pairs]
             found[recording.key] = _row_of_each(self, recording, pairs)
@@ -212,10 +212,16 @@ def _label(cell: str) -> str:
 
 
 def _join(
-    rows: Sequence[Row], recordings: Sequence[Recording], joined_on: Sequence[str]
+    target: LabelTable | EventTable, rows: Sequence[Row], recordings: Sequence[Recording]
 ) -> list[tuple[Recording, list[Row]]]:
-    """Return the recordings that have rows, with these. Labels are matched as those of participants.tsv are."""
-    keys = [key for key in joined_on if key != "onset"]
+    """Return the recordings that have rows, with these. Labels are matched as those of participants.tsv are.
+
+    Raises
+    ------
+    UserError
+        No recording has one; names the first column in which none matches.
+    """
+    keys = [key for key in target.joined_on if key != "onset"]
     entities = [tuple(_entities(recording)[key] or "" for key in keys) for recording in recordings]
     row_labels = list(zip(*(row.labels for row in rows), strict=True))
     own_labels = list(zip(*entities, strict=True))
@@ -224,7 +230,21 @@ def _join(
     for row in rows:
         by_labels[row.labels].append(row)
     wanted = [tuple(names.get(label, "\0") for label, names in zip(own, spelt, strict=False)) for own in entities]
-    return [(r, by_labels[labels]) for r, labels in zip(recordings, wanted, strict=True) if labels in by_labels]
+    joined = [(r, by_labels[labels]) for r, labels in zip(recordings, wanted, strict=True) if labels in by_labels]
+    if rows and not joined:
+        problem = f"{target.file}: no row matches a recording (joined on {', '.join(target.joined_on)})"
+        columns = zip(keys, own_labels, row_labels, spelt, strict=True)
+        odd = [_nothing_in_common(key, own, theirs) for key, own, theirs, names in columns if not names]
+        raise UserError("; ".join([problem, *odd[:1]]))
+    return joined
+
+
+def _nothing_in_common(key: str, own: Sequence[str], in_table: Sequence[str]) -> str:
+    """Return a clause on a column in which no row has the label of a recording."""
+    present = sorted(set(own) - {""})
+    if not present:
+        return f"no recording has a {key}; leave this column out"
+    return f"{key} is {list_some(sorted(set(in_table)))} in the table, {list_some(present)} of the recordings"
 
 
 def _entities(recording: Recording) -> dict[str, str | None]:
