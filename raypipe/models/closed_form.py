@@ -51,13 +51,19 @@ class Bank(NamedTuple):
         The bins of a band are those from its lower edge to below its upper edge. A band without any is left out: it
         is above half the sampling rate, or narrower than one over the window's length.
         """
-        spacing, found = sfreq / n_times, []
-        for low, high in self.edges():
-            first = max(1, math.ceil(low / spacing - 1e-9))  # bin 0 is the offset
-            end = min(n_times // 2 + 1, math.ceil(high / spacing - 1e-9))
-            if first < end:
-                found.append((first, end))
-        return found
+        return [found for edges in self.edges() if (found := _bins(edges, n_times, sfreq))]
+
+    def used_edges(self, n_times: int, sfreq: float) -> list[tuple[float, float]]:
+        """Return the edges in Hz of the bands that are not left out; see `ranges`."""
+        return [edges for edges in self.edges() if _bins(edges, n_times, sfreq)]
+
+
+def _bins(edges: tuple[float, float], n_times: int, sfreq: float) -> tuple[int, int] | None:
+    """Return the first bin of a band and the one after its last; None if it has no bin."""
+    spacing = sfreq / n_times
+    first = max(1, math.ceil(edges[0] / spacing - 1e-9))  # bin 0 is the offset
+    end = min(n_times // 2 + 1, math.ceil(edges[1] / spacing - 1e-9))
+    return (first, end) if first < end else None
 
 
 class ClosedForm(Network):

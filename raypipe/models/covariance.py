@@ -94,7 +94,11 @@ class Covariance(ClosedForm):
         self.set_head_shape(len(self.ranges) * self.dim * (self.dim + 1) // 2)
 
     def covariances(self, x_BCT: Tensor) -> Tensor:
-        """Return the covariances (B, G, D, D) of the bands, in square microvolts, or scaled and shrunk."""
+        """Return the covariances (B, G, D, D) of the bands, scaled and shrunk."""
+        return shrink(rescale(self.raw_covariances(x_BCT), self.scale), self.shrinkage)
+
+    def raw_covariances(self, x_BCT: Tensor) -> Tensor:
+        """Return the covariances (B, G, D, D) of the bands, in square microvolts."""
         z_BSN = spectrum(self.signals(x_BCT), self.taper)
         if self.prototypes_ST is not None:
             parts_1SNR = torch.view_as_real(spectrum(self.prototypes_ST[None], self.taper))
@@ -103,8 +107,7 @@ class Covariance(ClosedForm):
         if self.order > 1:
             z_BSN = self._delayed(z_BSN)
         bands = [torch.view_as_real(z_BSN[..., first:end]).flatten(-2) for first, end in self.ranges]
-        c_BGDD = torch.stack([y_BDN @ y_BDN.mT for y_BDN in bands], dim=1)
-        return shrink(rescale(c_BGDD, self.scale), self.shrinkage)
+        return torch.stack([y_BDN @ y_BDN.mT for y_BDN in bands], dim=1)
 
     def _delayed(self, z_BSN: Tensor) -> Tensor:
         """Return the Fourier transforms (B, order * S, bins) of the signals and their delayed copies."""

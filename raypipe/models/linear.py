@@ -62,11 +62,16 @@ class Linear(ClosedForm):
         each = len(self.ranges) if predictors == "band-power" else n_times // self.step
         self.set_head_shape(self.n_signals * each)
 
-    def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
-        """Return the features (B, F) of windows (B, C, T)."""
-        y_BST = self.signals(x if prepared else self.prepare(x))
+    def scaled_signals(self, x_BCT: Tensor) -> Tensor:
+        """Return the signals (B, S, T), divided as `scale` says."""
+        y_BST = self.signals(x_BCT)
         if self.scale == "window":
             y_BST = y_BST / y_BST.square().mean((1, 2), keepdim=True).clamp_min(_MIN_POWER).sqrt()
+        return y_BST
+
+    def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
+        """Return the features (B, F) of windows (B, C, T)."""
+        y_BST = self.scaled_signals(x if prepared else self.prepare(x))
         if self.predictors == "band-power":
             power_BSN = torch.view_as_real(spectrum(y_BST)).square().sum(-1)
             bands = [power_BSN[..., first:end].sum(-1) for first, end in self.ranges]

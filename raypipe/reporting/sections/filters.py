@@ -1,4 +1,4 @@
-"""Section "Filters": scalp maps, kernels and spectra of the first layers of a network that is shipped."""
+"""Section "Filters": what is shipped, as maps of the scalp: filters of a network, patterns of models in closed form."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
+from raypipe.core.closed_form_config import ClosedFormConfig
 from raypipe.core.errors import UserError
 from raypipe.core.network_config import Network
 from raypipe.core.text import every
 from raypipe.data.montage import project_to_scalp
 from raypipe.ensembles.fitted import Ensemble
+from raypipe.models.from_config import build_model
 from raypipe.models.network import normalise
 from raypipe.reporting.available_windows import open_run_windows
+from raypipe.reporting.closed_form_patterns import Readable, scalp_patterns, unreadable
 from raypipe.reporting.filter_patterns import (
     Array,
     Filters,
@@ -26,12 +29,13 @@ from raypipe.reporting.filter_patterns import (
     strongest_component,
 )
 from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
-from raypipe.reporting.plotting import BLUE, DARK, GREY, ON_LIGHT, draw_legend_above, new_figure
+from raypipe.reporting.pattern_figures import draw_patterns
+from raypipe.reporting.plotting import BLUE, GREY, draw_legend_above, new_figure
+from raypipe.reporting.scalp_maps import MIN_ELECTRODES, map_note, plot_map
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from raypipe.data.window_store import WindowStore
@@ -42,8 +46,8 @@ MAX_WINDOWS = 128
 """Windows from which covariances are estimated."""
 _MAX_VALUES = 1 << 23
 """Maximum number of values in these windows, over samples and channels."""
-MIN_ELECTRODES = 8
-"""Minimum number of electrodes with known positions for a scalp map."""
+MAX_KINDS = 3
+"""Kinds of models of which one is shown: networks, and the models in closed form by name and features."""
 _FOLD = 0
 """Fold whose network is shown."""
 
@@ -70,37 +74,53 @@ class ScalpMaps(NamedTuple):
     """(G,) of the pattern's squares that its strongest component has."""
 
 
+class _Block(NamedTuple):
+    """What is shown of one model: figures, or a note on why there are none."""
+
+    note: str
+    detail: FigureBlock | None = None
+    overview: FigureBlock | None = None
+
+
 def filters_section(run: RunStore, ensemble: Ensemble | None = None) -> Markup:
-    """Render the section; a line where filters cannot be shown or are of features, empty where nothing was trained.
+    """Render the section; a line where filters or patterns cannot be shown, empty where nothing was trained.
 
     Parameters
     ----------
     run
         The run.
     ensemble
-        What is shipped: the network with filters that has the largest weight in it is shown. None where nothing is
-        shipped yet, for the best trial.
+        What is shipped: of each kind of model, the one with the largest weight in it that can be shown. None where
+        nothing is shipped yet, for the best trials.
     """
-    shipped = _shipped(run, ensemble)
-    networks = [each for each in shipped if not run.config(each.member.trial).model.closed_form]
-    if not shipped:
-        return Markup()
-    if not networks:
-        names = dict.fromkeys(run.config(each.member.trial).model.name for each in shipped)
-        are = "are" if len(names) > 1 else "is"
-        note = (
-            f"No filters are shown: {every(names)} {are} fitted in closed "
-            "form, and weights of features are no activation patterns (Haufe et al. 2014)."
-        )
-        return render_template("filters", detail=None, overview=None, notes=[note])
+    kinds: dict[tuple[str, ...], list[_Shipped]] = {}
+    for shipped in _shipped(run, ensemble):
+        kinds.setdefault(_kind(run.config(shipped.member.trial).model), []).append(shipped)
+    blocks = [
+        _show(_show_patterns if kind else _show_filters, run, shipped)
+        for kind, shipped in list(kinds.items())[:MAX_KINDS]
+    ]
+    notes = [block.note for block in blocks]
+    blocks = [block._replace(note="") if block.note in notes[:k] else block for k, block in enumerate(blocks)]
+    return render_template("filters", blocks=blocks) if blocks else Markup()
+
+
+def _kind(model: object) -> tuple[str, ...]:
+    """Return name and features of a model in closed form; nothing for networks, which are of one kind."""
+    if not isinstance(model, ClosedFormConfig):
+        return ()
+    return model.name, getattr(model, "predictors", "covariances")
+
+
+def _show(
+    show: Callable[[RunStore, Sequence[_Shipped]], _Block | str], run: RunStore, shipped: Sequence[_Shipped]
+) -> _Block:
+    """Return what is shown of models of one kind, or a line on why it could not be."""
     try:
-        shown = _show_filters(run, networks)
-    except Exception as error:  # the report is written without this section
-        shown = f"The filters of {networks[0].member} could not be shown ({type(error).__name__})."
-    if isinstance(shown, str):
-        return render_template("filters", detail=None, overview=None, notes=[shown])
-    detail, overview, note = shown
-    return render_template("filters", detail=detail, overview=overview, notes=[note] if note else [])
+        shown = show(run, shipped)
+    except Exception as error:  # the report is written without it
+        shown = f"The filters of {shipped[0].member} could not be shown ({type(error).__name__})."
+    return _Block(shown) if isinstance(shown, str) else shown
 
 
 def _shipped(run: RunStore, ensemble: Ensemble | None) -> list[_Shipped]:
@@ -131,8 +151,8 @@ def _read(run: RunStore, number: int, epoch: int) -> Mapping[str, torch.Tensor]:
     return run.weights(number, _FOLD, epoch)
 
 
-def _show_filters(run: RunStore, networks: Sequence[_Shipped]) -> tuple[FigureBlock, FigureBlock, str] | str:
-    """Return both figures and a note on the scalp maps, or one sentence on why there is no figure."""
+def _show_filters(run: RunStore, networks: Sequence[_Shipped]) -> _Block | str:
+    """Return the figures of the first network with filters, or one sentence on why there is none."""
     found = _first_with_filters(run, networks)
     if isinstance(found, str):
         return found
@@ -141,7 +161,7 @@ def _show_filters(run: RunStore, networks: Sequence[_Shipped]) -> tuple[FigureBl
     if isinstance(windows, str):
         return f"Filters are not shown: {windows}"
     windows = windows.of(run.config(shown.member.trial).data.store)
-    x_BCT = _sample_windows(run, windows, model)
+    x_BCT = _sample_windows(run, windows, model.norm)
     pattern_GCK, sd_G = activation_patterns(x_BCT, filters.combined)
     weight_G = sd_G if filters.weight is None else filters.weight
     chosen = np.argsort(-weight_G, kind="stable")[:MAX_FILTERS]
@@ -154,7 +174,50 @@ def _show_filters(run: RunStore, networks: Sequence[_Shipped]) -> tuple[FigureBl
     kinds = "scalp maps, kernels and spectra" if maps else "kernels and spectra"
     alt = f"Filters {', '.join(map(str, chosen))}: {kinds}"
     detail = draw_figure([Panel(draw, alt)], _detail_caption(shown.name, len(chosen), len(x_BCT) if maps else 0))
-    return detail, _overview(filters.temporal, windows.sfreq), _map_note(len(known), windows.n_channels)
+    return _Block(map_note(len(known), windows.n_channels), detail, _overview(filters.temporal, windows.sfreq))
+
+
+def _show_patterns(run: RunStore, shipped: Sequence[_Shipped]) -> _Block | str:
+    """Return the figure of the first model in closed form that has a pattern, or why there is none."""
+    windows = open_run_windows(run)
+    if isinstance(windows, str):
+        return f"Activation patterns are not shown: {windows}"
+    notes: list[str] = []
+    for each in shipped:
+        of_member = windows.of(run.config(each.member.trial).data.store)
+        shown = _show_pattern(run, each, of_member)
+        if not isinstance(shown, str):
+            return shown._replace(note=" ".join([*notes[:1], shown.note]).strip())
+        notes.append(shown)
+    return notes[0]
+
+
+def _show_pattern(run: RunStore, shipped: _Shipped, windows: WindowStore) -> _Block | str:
+    """Return the figure of a model's activation patterns, or why there is none."""
+    known = len(project_to_scalp(windows.channels)[1])
+    if known < MIN_ELECTRODES:
+        return map_note(known, windows.n_channels)
+    config = run.config(shipped.member.trial).model
+    assert isinstance(config, ClosedFormConfig)
+    sizes = {"n_channels": windows.n_channels, "n_times": windows.crop_samples, "n_outputs": windows.n_outputs}
+    model = build_model(config, **sizes, sfreq=windows.sfreq).eval()
+    assert isinstance(model, Readable)
+    none = f"No activation patterns of {shipped.name}"
+    if reason := unreadable(model):
+        return f"{none}: {reason}"
+    try:
+        tensors = shipped.read()
+    except (FileNotFoundError, UserError):
+        return f"{none}: its weights are missing or damaged."
+    own = {name.removeprefix("model."): each for name, each in tensors.items() if name.startswith("model.")}
+    model.load_state_dict(own)
+    x_BCT = torch.from_numpy(_sample_windows(run, windows, model.norm))
+    with torch.no_grad():
+        found = scalp_patterns(model, x_BCT, len(windows.classes))
+    if found is None:
+        return f"{none}: it predicts the same for all windows."
+    figure = draw_patterns(shipped.name, config, model, found, windows, len(x_BCT))
+    return _Block(map_note(known, windows.n_channels), figure)
 
 
 def _first_with_filters(run: RunStore, networks: Sequence[_Shipped]) -> tuple[_Shipped, Network, Filters] | str:
@@ -205,20 +268,12 @@ def _overview(kernels_FK: Array, sfreq: float) -> FigureBlock:
     return draw_figure([Panel(draw, f"Gain of {n} temporal filters by frequency")], caption)
 
 
-def _map_note(known: int, channels: int) -> str:
-    """Return a note if there are no scalp maps or electrodes are missing from them, else an empty text."""
-    if known >= MIN_ELECTRODES:
-        return f"The maps show the {known} of {channels} channels with known positions." if known < channels else ""
-    few = f"the positions of {known} are" if known else "no position is"
-    return f"No scalp maps: of {channels} channels, {few} known by name ({MIN_ELECTRODES} are needed)."
-
-
-def _sample_windows(run: RunStore, windows: WindowStore, config: Network) -> Array:
-    """Return windows of subjects that are not held out, evenly spaced, normalised as the network does it."""
+def _sample_windows(run: RunStore, windows: WindowStore, norm: str) -> Array:
+    """Return windows of subjects that are not held out, evenly spaced, normalised as the model does it."""
     index = np.flatnonzero(~np.isin(windows.subjects, list(run.folds.held_out)))
     most = max(1, min(MAX_WINDOWS, _MAX_VALUES // (windows.n_channels * windows.crop_samples), len(index)))
     taken = windows.gather(index[np.linspace(0, len(index) - 1, most).astype(np.int64)])
-    return np.asarray(normalise(torch.from_numpy(taken), config.norm).numpy())
+    return np.asarray(normalise(torch.from_numpy(taken), norm).numpy())
 
 
 def _plot_filters(numbers: Any, combined_GCK: Array, sfreq: float, maps: ScalpMaps | None) -> Figure:
@@ -234,7 +289,7 @@ def _plot_filters(numbers: Any, combined_GCK: Array, sfreq: float, maps: ScalpMa
         *top, middle, bottom = table[:, place]
         title = f"filter {number}"
         if maps:
-            _plot_map(top[0], maps.info, maps.values[place])
+            plot_map(top[0], maps.info, maps.values[place])
             title += f"\n{100 * maps.share[place]:.0f} %"
         table[0, place].set_title(title, fontsize=8.5)
         middle.axhline(0, color=GREY, lw=0.8)
@@ -250,17 +305,6 @@ def _plot_filters(numbers: Any, combined_GCK: Array, sfreq: float, maps: ScalpMa
     table[-2, 0].set_ylabel("kernel")
     table[-1, 0].set_ylabel("gain")
     return figure
-
-
-def _plot_map(axes: Axes, info: Any, values: Array) -> None:
-    import mne
-
-    limit = float(np.abs(values).max()) or 1.0
-    options: dict[str, Any] = {"cmap": "RdBu_r", "vlim": (-limit, limit), "contours": 4, "sensors": "k.", "show": False}
-    mne.viz.plot_topomap(values, info, axes=axes, **options)
-    for line in axes.lines:
-        is_sensor = line.get_marker() == "."
-        line.set(**{"markersize": 1.6, "color": ON_LIGHT} if is_sensor else {"color": DARK})
 
 
 def _plot_gains(frequencies: Array, gain_FN: Array) -> Figure:

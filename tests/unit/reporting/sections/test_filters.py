@@ -11,12 +11,14 @@ import pytest
 
 from raypipe.core.parameters import parse_config
 from raypipe.data.montage import project_to_scalp
+from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import MergedNetworks
 from raypipe.reporting.sections import filters
 from raypipe.reporting.sections.filters import MAX_WINDOWS, MIN_ELECTRODES, filters_section
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
+from raypipe.trial.local import run_trial
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, tiny
 from tests.unit.conftest import TEN_TWENTY
@@ -110,16 +112,74 @@ def test_filters_are_those_of_what_is_shipped(full_run):
     assert "filters of the distilled network (" in filters_section(run, student)
 
 
-def test_an_ensemble_of_closed_forms_says_why_it_has_no_filters(full_run, monkeypatch):
-    fitted = Ensemble.load(full_run.run)
-    closed = parse_config({"model/name": "covariance"})
-    monkeypatch.setattr(type(full_run.run), "config", lambda *_: closed)
-    html = filters_section(full_run.run, fitted)
-    assert "No filters are shown: covariance is fitted in closed form" in html and "<svg" not in html
-    other = parse_config({"model/name": "linear"})
-    monkeypatch.setattr(type(full_run.run), "config", lambda _, number: other if number == members[0].trial else closed)
-    members = [Member(each.number) for each in full_run.run.ranked()[:2]]
-    both = replace(fitted, members=members, weights=np.array([0.4, 0.6]))
-    assert "No filters are shown: covariance and linear are fitted in closed form" in filters_section(
-        full_run.run, both
+CLOSED = {
+    "band power": {"model/name": "linear", "model/bands": "even", "model/n_bands": 8, "model/high": 20.0},
+    "time courses": {"model/name": "linear", "model/predictors": "time-courses", "model/components": 4},
+    "covariance": {"model/name": "covariance", "model/components": 6, "model/scale": "window"},
+    "prototypes": {"model/name": "covariance", "model/prototypes": 1},
+    "embedded": {"model/name": "covariance", "model/components": 4, "model/order": 2},
+}
+
+
+@pytest.fixture
+def closed(copy, full_run):
+    """The numbers that trials of models in closed form have, and a maker of ensembles of some, by their weights."""
+    numbers = {name: number for number, name in enumerate(CLOSED, 20)}
+
+    def ensemble(**weights):
+        names = [name.replace("_", " ") for name in weights]
+        for name in set(names) & set(CLOSED):
+            copy.add_trial(numbers[name], parse_config(CLOSED[name]))
+            run_trial(copy, full_run.windows, numbers[name])
+        members = [Member(numbers.get(name, 0)) for name in names]
+        return replace(Ensemble.load(copy), members=members, weights=np.array(list(weights.values())))
+
+    return numbers, ensemble
+
+
+def test_members_in_closed_form_have_activation_patterns(copy, closed, monkeypatch):
+    numbers, ensemble = closed
+    shipped, index = ensemble(band_power=0.2, time_courses=0.5, covariance=0.3), []
+    gather = WindowStore.gather
+    monkeypatch.setattr(WindowStore, "gather", lambda self, i: index.extend(i) or gather(self, i))
+    html = filters_section(copy, shipped)
+    assert index and not set(WindowStore(copy.info.data).subjects[index]) & set(copy.folds.held_out)
+    assert html.count("<svg") == 4 and "could not" not in html and 'class="note"' not in html
+    places = [html.index(f"Trial {numbers[name]}, a member") for name in ("time courses", "covariance", "band power")]
+    assert places == sorted(places), "the largest weight first"
+    assert "log power at each channel changes with the predicted value" in html
+    assert "relative to the window&#39;s power, changes (as 6 spatial components explain it)" in html
+    assert "amplitude at each channel changes (as 4 spatial components explain it)" in html
+    assert "Shown are the 6 of 8 bands with the largest changes." in html
+
+
+def test_a_network_and_models_in_closed_form_are_shown_side_by_side(copy, closed):
+    numbers, ensemble = closed
+    html = filters_section(copy, ensemble(network=0.6, band_power=0.3, prototypes=0.1))
+    assert (
+        html.count("<svg") == 4 and "trial 0, a member" in html and f"Trial {numbers['band power']}, a member" in html
     )
+    assert "as 3 xDAWN filters explain it; their covariances with mean responses" in html
+
+
+def test_an_embedding_says_why_it_has_no_map_and_the_next_one_is_shown(copy, closed):
+    numbers, ensemble = closed
+    reason = f"No activation patterns of trial {numbers['embedded']}, a member of the ensemble with weight"
+    shipped = ensemble(embedded=1.0)
+    alone = filters_section(copy, shipped)
+    assert f"{reason} 1.00: most of its features are covariances of delayed copies" in alone and "<svg" not in alone
+    members = [*shipped.members, *ensemble(covariance=1.0).members]
+    both = filters_section(copy, replace(shipped, members=members, weights=np.array([0.9, 0.1])))
+    assert f"{reason} 0.90: most" in both and both.count("<svg") == 1
+
+
+def test_patterns_without_weights_windows_or_positions_are_named(copy, closed, monkeypatch):
+    numbers, ensemble = closed
+    shipped = ensemble(covariance=1.0)
+    monkeypatch.setattr(filters, "project_to_scalp", lambda names: project_to_scalp(names[:5]))
+    assert "No scalp maps: of 19 channels, the positions of 5 are known" in filters_section(copy, shipped)
+    monkeypatch.undo()
+    (copy.local / f"trials/{numbers['covariance']:04d}/fold-0.safetensors").unlink()
+    assert "its weights are missing or damaged" in filters_section(copy, shipped)
+    elsewhere = pointed(copy, data="/nowhere")
+    assert "Activation patterns are not shown: the windows of this run cannot be" in filters_section(elsewhere, shipped)
