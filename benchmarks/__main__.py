@@ -55,6 +55,7 @@ LONG = (
     Job("hosts", "hosts", (), 2 * 3600, ("--trials", "2", "--epochs", "2", "--windows", "64"), saves=False),
     Job("null_searches", "null_searches", (), 12 * 3600, ("--quick",), saves=False),
     Job("interval_coverage", "interval_coverage", (), 4 * 3600, ("--quick",), saves=False),
+    Job("decisions", "decisions", (), 3600, ("--quick",), saves=False),
 )  # fmt: skip
 """Run with `--only`; `hosts` as root."""
 ELSEWHERE = {

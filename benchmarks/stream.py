@@ -93,7 +93,7 @@ def ensemble(members: int, steps: dict[str, Any]) -> LoadedEnsemble:
         n_times=200,
         n_outputs=1,
         scale=0.0,
-        threshold=None,
+        decision_weights=None,
         recipes={},
     )
     return LoadedEnsemble(info, module(members))  # type: ignore[arg-type]

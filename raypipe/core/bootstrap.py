@@ -146,6 +146,13 @@ def smallest_chance(targets: ArrayLike, subjects: ArrayLike, *, classes: bool) -
     return max(by_flips, math.exp(-log_arrangements))
 
 
+def jackknife_error(values_G: Floats) -> float:
+    """Return the standard error of a statistic from its values with each group left out; 0 where undefined."""
+    known_G = values_G[np.isfinite(values_G)]
+    n = len(known_G)
+    return float(np.sqrt((n - 1) * np.var(known_G))) if n > 1 else 0.0
+
+
 # From scores of resamples to an interval
 
 

@@ -48,6 +48,12 @@ def mean_per_person(subjects: ArrayLike, predictions: NDArray[Any]) -> Floats:
     return mean_per_row(np.unique(np.asarray(subjects), return_inverse=True)[1], predictions)
 
 
+def even_people(subjects: ArrayLike) -> Floats:
+    """Return weights (N,) of windows, of mean one, by which each person counts the same."""
+    _, index_N, counts = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
+    return np.asarray(len(index_N) / len(counts) / counts[index_N])
+
+
 def mean_per_row(row_N: NDArray[Any], predictions: NDArray[Any]) -> Floats:
     """Average the predictions (N, outputs) with each row number in (N,): (rows, outputs)."""
     sums = np.zeros((int(row_N.max(initial=-1)) + 1, predictions.shape[1]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from raypipe.core.metrics import get_metric
-from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.choice import FittedMethods, ShippedMembers
+from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.family_record import Family
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import error_correlations, run_nested_cv
@@ -97,7 +97,7 @@ class _Comparison:
         predictions = run_nested_cv(pool, [method, EQUAL], max_members=self.max_members).predictions
         found = predictions.get(method, predictions[EQUAL])
         rows = self.windows.mean_per_subject(found) if self.by_person else found
-        return decide(rows, EVEN) if get_metric(self.metric).reads == "classes" else rows
+        return decide(rows) if get_metric(self.metric).reads == "classes" else rows
 
     def _score(self, predictions: Floats) -> float | None:
         return _finite(self.rows.score(self.metric, predictions))

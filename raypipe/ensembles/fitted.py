@@ -61,7 +61,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/9"] = "raypipe-ensemble/9"
+    format: Literal["raypipe-ensemble/10"] = "raypipe-ensemble/10"
     created: float
     """Unix time."""
     method: str
@@ -139,7 +139,7 @@ class Ensemble:
     merged: MergedNetworks | None
     """Networks that replace those of the members: a soup, or a distilled network."""
     calibration: Calibration | None
-    """Of class probabilities, with the threshold of the second of two classes; None for a regression."""
+    """Of class probabilities, with the weights that decide between classes; None for a regression."""
     reliability: Reliability | None
     """Of nested predictions; None where there are none, as of a soup."""
     people: People | None
@@ -174,10 +174,15 @@ class Ensemble:
         return list(dict.fromkeys(member.trial for member in [*self.members, *others]))
 
     @property
+    def decision_weights(self) -> list[float] | None:
+        """Return the weight of each class (`raypipe.ensembles.decisions`); None for a regression."""
+        return None if self.calibration is None else list(self.calibration.decision_weights)
+
+    @property
     def threshold(self) -> float | None:
         """Return the probability above which the second of two classes is predicted; None for other tasks."""
-        two = self.calibration is not None and len(self.calibration.shift) == 2
-        return self.calibration.threshold if self.calibration is not None and two else None
+        weights = self.decision_weights
+        return weights[0] if weights is not None and len(weights) == 2 else None
 
     @property
     def by_subject(self) -> bool:

@@ -12,7 +12,7 @@ from raypipe.core.folds import Index
 from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
 from raypipe.ensembles.baselines import Baseline
-from raypipe.ensembles.calibration import Calibration, calibrate_across, fit_calibration
+from raypipe.ensembles.calibration import Calibration, calibrate_across, fit_rows
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.choice import FittedMethods
 from raypipe.ensembles.inference import combine_by_fold, predict_members, predict_one_per_fold
@@ -137,10 +137,10 @@ def difference_to_best(
 def calibrate_rows(
     like: MemberPredictions, rows: Mapping[str, RowPredictions]
 ) -> tuple[dict[str, RowPredictions], Calibration | None]:
-    """Calibrate the class probabilities of each row, and choose its threshold.
+    """Calibrate the class probabilities of each row, and choose the weights that decide.
 
     Out-of-fold and held-out predictions by a calibration that was fitted on the row's out-of-fold predictions, nested
-    ones across subjects. A distilled network was trained on calibrated probabilities; it has the ensemble's threshold.
+    ones across subjects. A distilled network was trained on calibrated probabilities; it has the ensemble's weights.
 
     Parameters
     ----------
@@ -158,22 +158,19 @@ def calibrate_rows(
     """
     if like.kind == "regression":
         return dict(rows), None
-    fitted = {name: _fit(like, row.oof) for name, row in rows.items() if row.oof is not None}
+    fitted = {name: fit_rows(like, row.oof) for name, row in rows.items() if row.oof is not None}
     out = {name: _calibrated(like, row, fitted[name]) for name, row in rows.items() if name in fitted}
     if DISTILLED not in rows:
         return out, fitted[ENSEMBLE]
-    unchanged = Calibration(1.0, (0.0,) * rows[DISTILLED].held_out.shape[1], fitted[ENSEMBLE].threshold)
-    return out | {DISTILLED: replace(rows[DISTILLED], threshold=unchanged.threshold)}, unchanged
-
-
-def _fit(like: MemberPredictions, oof_NK: Floats) -> Calibration:
-    return fit_calibration(like.metric, oof_NK, like.targets, like.subjects)
+    weights_K = fitted[ENSEMBLE].decision_weights
+    unchanged = Calibration(1.0, (0.0,) * len(weights_K), weights_K)
+    return out | {DISTILLED: replace(rows[DISTILLED], weights=np.array(weights_K))}, unchanged
 
 
 def _calibrated(like: MemberPredictions, row: RowPredictions, calibration: Calibration) -> RowPredictions:
     """Return a row after calibration. A metric that reads the order only has nested probabilities of one scale."""
-    nested, thresholds = row.nested, None
+    nested, weights = row.nested, None
     if nested is not None and get_metric(like.metric).reads != "order":
-        nested, thresholds = calibrate_across(like, nested)
+        nested, weights = calibrate_across(like, nested)
     oof = None if row.oof is None else calibration(row.oof)
-    return RowPredictions(calibration(row.held_out), oof, nested, calibration.threshold, thresholds)
+    return RowPredictions(calibration(row.held_out), oof, nested, np.array(calibration.decision_weights), weights)

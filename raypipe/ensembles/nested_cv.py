@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from raypipe.core.bootstrap import bootstrap_subjects
+from raypipe.core.bootstrap import bootstrap_subjects, jackknife_error
 from raypipe.core.levels import within_folds
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.methods import METHODS, Method
@@ -133,16 +133,9 @@ def simplest_within_error(predictions: Mapping[str, Floats], like: MemberPredict
     best = best_name({name: float(sign * each_P[0]) for name, each_P in losses.items()}, like.metric)
     for name, losses_P in losses.items():
         difference, *left_out_G = losses_P - losses[best]
-        if difference <= _jackknife_error(np.array(left_out_G)):
+        if difference <= jackknife_error(np.array(left_out_G)):
             return name
     return best
-
-
-def _jackknife_error(values_G: Floats) -> float:
-    """Return the standard error of a statistic from its values with each group left out; 0 where undefined."""
-    known_G = values_G[np.isfinite(values_G)]
-    n = len(known_G)
-    return float(np.sqrt((n - 1) * np.var(known_G))) if n > 1 else 0.0
 
 
 def best_name(scores: Mapping[str, float], metric: str) -> str:

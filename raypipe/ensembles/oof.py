@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, LeakError
-from raypipe.core.levels import Level, mean_per_row, people_rows, ranking_score, rows_at_level, within_folds
+from raypipe.core.levels import (
+    Level,
+    even_people,
+    mean_per_row,
+    people_rows,
+    ranking_score,
+    rows_at_level,
+    within_folds,
+)
 from raypipe.core.metrics import Kind, get_metric
 from raypipe.core.outputs import as_columns, one_value, spread_of
 from raypipe.models.combine import Rule, combine
@@ -102,6 +110,11 @@ class MemberPredictions:
         return replace(self.select_windows(first_P), predictions=means, variances=None, level="window")
 
     @property
+    def window_weights(self) -> Floats:
+        """Return weights (N,) of mean one: each person counts the same where scores are of people, else each window."""
+        return even_people(self.subjects) if self.level == "person" else np.ones(len(self.targets))
+
+    @property
     def encoded_targets(self) -> Floats:
         """Targets (N, outputs) that predictions are compared with: values, or one-hot classes."""
         if self.kind == "regression":
@@ -163,8 +176,13 @@ def subject_groups(members: MemberPredictions, n: int) -> Index:
     target, `n` at a time, and distributed in a random order with a fixed seed. The result depends on subjects and
     targets only.
     """
-    names, index_N = np.unique(members.units, return_inverse=True)
-    means_S = np.bincount(index_N, weights=one_value(members.targets).astype(np.float64)) / np.bincount(index_N)
+    return unit_groups(members.units, one_value(members.targets), n)
+
+
+def unit_groups(units: NDArray[Any], targets: NDArray[Any], n: int) -> Index:
+    """Distribute units (N,), subjects or groups of them, as `subject_groups` does, by their targets (N,)."""
+    names, index_N = np.unique(units, return_inverse=True)
+    means_S = np.bincount(index_N, weights=targets.astype(np.float64)) / np.bincount(index_N)
     n = min(n, len(names))
     group_S = np.empty(len(names), np.int64)
     rng = np.random.default_rng(0)

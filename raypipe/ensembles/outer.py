@@ -15,7 +15,7 @@ from raypipe.core.folds import Index
 from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
-from raypipe.ensembles.calibration import EVEN, decide
+from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
@@ -183,8 +183,8 @@ def read_scores(outer: OuterRun) -> OuterScores:
         for predictions in (pooled.predictions, pooled.constant)
     )
     if get_metric(outer.info.metric).reads == "classes":
-        thresholds = np.array([EVEN if each.threshold is None else each.threshold for each in ensembles])
-        rows = rows._replace(predictions=decide(rows.predictions, thresholds[rows.folds - 1]))
+        weights_PK = np.array([each.decision_weights for each in ensembles])
+        rows = rows._replace(predictions=decide(rows.predictions, weights_PK[rows.folds - 1]))
     return OuterScores(
         metric=outer.info.metric,
         level=level,

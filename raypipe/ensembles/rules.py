@@ -104,6 +104,10 @@ class TreesRule(FrozenModel):
 Rule = LinearRule | PrecisionRule | EntropyRule | TreesRule
 
 
+DecisionWeights = Annotated[list[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=2)]
+"""Weights of classes (`raypipe.ensembles.decisions`)."""
+
+
 class CalibrationMap(FrozenModel):
     """A map of class probabilities (`raypipe.models.combine.calibrate`)."""
 
@@ -112,9 +116,9 @@ class CalibrationMap(FrozenModel):
 
 
 class CalibrationRecord(CalibrationMap):
-    """A map of class probabilities, and the threshold of the second of two classes."""
+    """A map of class probabilities, and the weights of classes that decide between them."""
 
-    threshold: Annotated[float, Field(ge=0.0, le=1.0)]
+    decision_weights: DecisionWeights
 
 
 _ADAPTER: TypeAdapter[Rule] = TypeAdapter(Annotated[Rule, Field(discriminator="kind")])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects, smallest_chance
 from raypipe.core.levels import level_of, people_rows, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, get_metric, score
-from raypipe.ensembles.calibration import EVEN, decide
+from raypipe.ensembles.decisions import decide
 
 Array = NDArray[Any]
 
@@ -112,10 +112,10 @@ class RowPredictions:
     """For the search subjects, by a combination that was fitted on these subjects: optimistic."""
     nested: Array | None = None
     """For the search subjects, by combinations that were fitted on other subjects."""
-    threshold: float = EVEN
-    """Of the second of two classes, for `held_out` and `oof`."""
-    nested_thresholds: Array | None = None
-    """(N,) for `nested`, chosen on other subjects; None for `EVEN`."""
+    weights: Array | None = None
+    """(K,) of classes, for `held_out` and `oof`; None for the most probable class."""
+    nested_weights: Array | None = None
+    """(N, K) for `nested`, chosen on other subjects; None for the most probable class."""
 
     def of_output(self, k: int) -> RowPredictions:
         """Return the predictions of one of several values."""
@@ -126,11 +126,10 @@ class RowPredictions:
         """Return predicted classes, with probability 1, for a metric of classes; else the row itself."""
         if get_metric(metric).reads != "classes":
             return self
-        thresholds = EVEN if self.nested_thresholds is None else self.nested_thresholds
         return RowPredictions(
-            decide(self.held_out, self.threshold),
-            None if self.oof is None else decide(self.oof, self.threshold),
-            None if self.nested is None else decide(self.nested, thresholds),
+            decide(self.held_out, self.weights),
+            None if self.oof is None else decide(self.oof, self.weights),
+            None if self.nested is None else decide(self.nested, self.nested_weights),
         )
 
 
@@ -201,8 +200,8 @@ def mean_row(row: RowPredictions, search: EvaluationSet, held_out: EvaluationSet
         held_out.mean_per_subject(row.held_out),
         None if row.oof is None else search.mean_per_subject(row.oof),
         None if row.nested is None else search.mean_per_subject(row.nested),
-        row.threshold,
-        None if row.nested_thresholds is None else row.nested_thresholds[search.first_windows],
+        row.weights,
+        None if row.nested_weights is None else row.nested_weights[search.first_windows],
     )
 
 

@@ -15,7 +15,7 @@ from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import SourceFile, keep_source
 from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.calibration import EVEN, decide
+from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
 from raypipe.ensembles.run_windows import windows_of_run
@@ -158,11 +158,10 @@ class LoadedEnsemble:
     def decide(self, probabilities: NDArray[Any]) -> list[str]:
         """Return the predicted class of each row of probabilities (N, n_classes).
 
-        Of two classes it is the second where its probability is above the bundle's threshold; of more it is the most
-        probable one.
+        It is the one with the largest product of its probability and its weight (`decision_weights`).
         """
-        threshold = EVEN if self.info.threshold is None else self.info.threshold
-        return [self.classes[k] for k in decide(probabilities, threshold).argmax(axis=1)]
+        weights = np.array(self.info.decision_weights)
+        return [self.classes[k] for k in decide(probabilities, weights).argmax(axis=1)]
 
     @torch.no_grad()
     def predict(

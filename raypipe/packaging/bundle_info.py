@@ -16,7 +16,7 @@ from raypipe.data.manifest import Plan
 from raypipe.data.plan import check_baseline_samples
 from raypipe.data.preprocessing import check_values
 from raypipe.ensembles.people import People
-from raypipe.ensembles.rules import CalibrationMap
+from raypipe.ensembles.rules import CalibrationMap, DecisionWeights
 from raypipe.packaging.network_spec import CombinedSpec, NetworkMember, NetworkSpec, Program, make_spec
 
 MAX_TIME = 1e6
@@ -50,7 +50,7 @@ class BundleInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-bundle/9"] = "raypipe-bundle/9"
+    format: Literal["raypipe-bundle/10"] = "raypipe-bundle/10"
     created: float
     """Unix time."""
     run: str
@@ -77,8 +77,8 @@ class BundleInfo(Record):
     """Combines the members (`raypipe.models.combine`); None for their weighted mean."""
     calibration: CalibrationMap | None
     """Of class probabilities."""
-    threshold: float | None = Field(ge=0.0, le=1.0)
-    """Probability above which the second of two classes is predicted; None for other tasks."""
+    decision_weights: DecisionWeights | None
+    """The class with the largest product of probability and weight is predicted; None for a regression."""
     people: People | None
     """How mean predictions of people are read; None where the target is not the person's."""
     soup: list[int]
@@ -146,8 +146,8 @@ class BundleInfo(Record):
         several = self.n_outputs if self.kind == "regression" and self.n_outputs > 1 else 0
         if len(self.outputs) != several or len(set(self.outputs)) < several or not all(self.outputs):
             raise ValueError(f"outputs: {len(self.outputs)} names for {self.kind} with {self.n_outputs} outputs")
-        if (self.threshold is not None) != (len(self.classes) == 2):
-            raise ValueError("threshold: there is one for two classes only")
+        if len(self.decision_weights or []) != len(self.classes):
+            raise ValueError(f"decision_weights: there must be one for each of {len(self.classes)} classes")
         self._check_people()
         own = re.fullmatch(r"[\w .-]{1,100}:\w{1,100}", self.metric)  # a user's, whose name alone is used
         if not own and (self.metric not in METRICS or METRICS[self.metric].kind != self.kind):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from raypipe.core.record import FrozenModel
+from raypipe.ensembles.decisions import decide
 from raypipe.packaging import graph_runner
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.packaging.check import CheckReport
@@ -108,10 +109,8 @@ def _compare(report: CheckReport, info: GraphInfo, found: Answers) -> None:
     ):
         _add_comparison(report, name, answers, wanted_NO, "those at export")
     if info.classes:
-        threshold = info.threshold
-        p_NO = np.array(found.together)
-        wanted_N = p_NO.argmax(1) if threshold is None else (p_NO[:, 1] > threshold).astype(int)
-        report.add("classes", found.classes == wanted_N.tolist(), "those of the probabilities and the threshold")
+        wanted_N = decide(np.array(found.together), np.array(info.decision_weights)).argmax(1)
+        report.add("classes", found.classes == wanted_N.tolist(), "those of the probabilities and their weights")
 
 
 def _add_comparison(

@@ -188,7 +188,7 @@ def _describe(
         method=ensemble.method,
         rule=None if ensemble.rule is None else dict(ensemble.rule),
         calibration=spec.get("calibration"),
-        threshold=ensemble.threshold,
+        decision_weights=ensemble.decision_weights,
         people=ensemble.people,
         soup=[member.trial for member in merged],
         student=ensemble.distilled,

@@ -13,7 +13,7 @@ from raypipe.core.metrics import Kind
 from raypipe.core.record import Record
 from raypipe.core.shipped import install_command
 from raypipe.data.manifest import Plan
-from raypipe.ensembles.rules import Finite
+from raypipe.ensembles.rules import DecisionWeights, Finite
 from raypipe.packaging.archive import DAMAGE
 from raypipe.storage.regular_files import open_regular
 
@@ -32,13 +32,13 @@ class GraphInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-graph/1"] = "raypipe-graph/1"
+    format: Literal["raypipe-graph/2"] = "raypipe-graph/2"
     run: str
     target: str
     kind: Kind
     classes: list[str]
-    threshold: float | None = Field(ge=0.0, le=1.0)
-    """Is applied in the graph."""
+    decision_weights: DecisionWeights | None
+    """Are applied in the graph."""
     channels: list[str]
     """In the order of the windows' second axis."""
     sfreq: float = Field(gt=0.0)
@@ -73,8 +73,8 @@ class GraphInfo(Record):
         several = self.n_outputs if self.kind == "regression" and self.n_outputs > 1 else 0
         if len(self.outputs) != several:
             raise ValueError(f"outputs: {len(self.outputs)} names for {self.kind} with {self.n_outputs} outputs")
-        if self.threshold is not None and len(self.classes) != 2:
-            raise ValueError("threshold: there is one for two classes only")
+        if len(self.decision_weights or []) != len(self.classes):
+            raise ValueError(f"decision_weights: there must be one for each of {len(self.classes)} classes")
         if any(len(row) != self.n_outputs for row in self.reference):
             raise ValueError(f"reference: a row has other than {self.n_outputs} numbers")
         return self

@@ -1,7 +1,7 @@
 """Export an ensemble as one graph: ONNX, or a program of `torch.export`, which run without raypipe.
 
-The graph has all networks with their weights and normalisation, the rule, the calibration and the threshold. Windows go
-in as the networks see them: prepared, in microvolts, in batches of any size.
+The graph has all networks with their weights and normalisation, the rule, the calibration and the weights of
+classes. Windows go in as the networks see them: prepared, in microvolts, in batches of any size.
 """
 
 from __future__ import annotations
@@ -51,20 +51,24 @@ class DecidingModule(nn.Module):
     ----------
     ensemble
         The ensemble.
-    threshold
-        Probability above which the second of two classes is predicted; None for regression, and for more classes.
+    decision_weights
+        (K,) weights of classes (`raypipe.ensembles.decisions`); None for a regression.
     """
 
-    def __init__(self, ensemble: EnsembleModule, threshold: float | None) -> None:
+    weights_K: Tensor  # noqa: N815 - axes
+
+    def __init__(self, ensemble: EnsembleModule, decision_weights: Sequence[float] | None) -> None:
         super().__init__()
-        self.ensemble, self.threshold = ensemble, threshold
+        self.ensemble = ensemble
+        if decision_weights is not None:
+            self.register_buffer("weights_K", torch.tensor(decision_weights, dtype=torch.float32))
 
     def forward(self, windows: Tensor) -> tuple[Tensor, ...]:
         """Map windows in microvolts (B, C, T) to the `OUTPUTS`."""
         y_BO = self.ensemble(windows)
         if not self.ensemble.classes:
             return (y_BO,)
-        return y_BO, y_BO.argmax(1) if self.threshold is None else (y_BO[:, 1] > self.threshold).long()
+        return y_BO, (y_BO * self.weights_K).argmax(1)
 
 
 def export_graph(
@@ -102,7 +106,7 @@ def export_graph(
     networks = read_networks(run, ensemble, windows)
     networks.require_programs()
     info = describe(run, ensemble, windows, networks)
-    module = DecidingModule(build_module(networks.spec, networks.state), info.threshold).eval()
+    module = DecidingModule(build_module(networks.spec, networks.state), info.decision_weights).eval()
     graph = make_graph(module, format)
     difference, reference_NO = _compare(module, graph.run)
     if not difference <= TOLERANCE:

@@ -55,7 +55,7 @@ def _read_means(
     """Add calibrated probabilities and classes, or values and their intervals, to the table of people."""
     if ensemble.classes:
         table[names] = people.probabilities(means)
-        table["prediction"] = ensemble.decide(means)  # by the threshold that was chosen, and scored, on these means
+        table["prediction"] = ensemble.decide(means)  # by the weights that were chosen, and scored, on these means
         return table
     table[names] = means
     for name, half in zip(names if people.half_widths else (), people.half_widths, strict=True):

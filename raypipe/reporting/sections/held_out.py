@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.metrics import score
 from raypipe.core.outputs import as_columns, spread_of
-from raypipe.ensembles.calibration import EVEN, decide
+from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import target_unit
 from raypipe.ensembles.reliability import Bin, frequencies
@@ -131,7 +131,7 @@ def _classification_panels(run: RunStore, ensemble: Ensemble, shown: Shown) -> l
     if len(shown.targets) >= MIN_CALIBRATED:
         bins = frequencies(shown.targets, shown.predictions, shown.units)
         panels.append(Panel(partial(calibration, bins, event_name(classes)), f"Calibration of {shown.what}"))
-    draw = partial(confusion_matrix, shown.targets, shown.predictions, classes, _threshold(ensemble), shown.what)
+    draw = partial(confusion_matrix, shown.targets, shown.predictions, classes, ensemble.decision_weights, shown.what)
     return [*panels, Panel(draw, f"Confusion matrix of {shown.what}")]
 
 
@@ -213,24 +213,21 @@ def calibration(bins: Sequence[Bin], event: str) -> Figure:
     return figure
 
 
-def _threshold(ensemble: Ensemble) -> float:
-    return EVEN if ensemble.threshold is None else ensemble.threshold
-
-
 def confusion_matrix(
     y: NDArray[Any],
     probabilities: NDArray[Any],
     classes: Sequence[str],
-    threshold: float = EVEN,
+    weights: Sequence[float] | None = None,
     what: str = "windows",
 ) -> Figure:
-    """Plot the counts of windows, or people, by their true and their predicted class; see `calibration.decide`."""
+    """Plot the counts of windows, or people, by their true and their predicted class; see `decisions.decide`."""
     from sklearn import metrics
 
     few = len(classes) < _MIN_CLASSES_OF_LARGE_MATRIX
     side = 2.75 if few else 4.2
     figure, (axes,) = new_figure(side, side + 0.15)
-    table = metrics.confusion_matrix(y, decide(probabilities, threshold).argmax(1), labels=list(range(len(classes))))
+    predicted = decide(probabilities, None if weights is None else np.array(weights)).argmax(1)
+    table = metrics.confusion_matrix(y, predicted, labels=list(range(len(classes))))
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.grid(False)

@@ -7,14 +7,13 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 from sklearn.linear_model import LogisticRegression
 
-from raypipe.core.metrics import METRICS, score
+from raypipe.core.metrics import score
 from raypipe.ensembles.calibration import (
     Calibration,
     calibrate_across,
-    choose_threshold,
-    decide,
     fit_calibration,
 )
+from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.held_out import calibrate_rows
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.scores import EvaluationSet, RowPredictions, Scoring, score_table
@@ -62,7 +61,7 @@ def test_with_many_subjects_it_is_platt_scaling_of_scikit_learn():
 @given(st.floats(0.05, 4), st.floats(-5, 5), st.integers(0, 99))
 def test_it_keeps_the_order_of_two_classes(scale, shift, seed):
     p, y, _, _ = overconfident(n_subjects=8, each=8, seed=seed, scale=1.0)
-    q = Calibration(scale, (0.0, shift))(p)
+    q = Calibration(scale, (0.0, shift), (0.5, 0.5))(p)
     assert score("auc", y, q) == pytest.approx(score("auc", y, p), abs=1e-6)
 
 
@@ -73,37 +72,14 @@ def test_few_subjects_change_little_and_none_turns_the_order_round():
     assert fit_calibration("log-loss", q[:, ::-1].copy(), y, subjects).scale == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if metric.reads == "classes"])
-def test_the_threshold_has_the_best_score_of_scikit_learn(metric):
-    p, y, subjects, _ = overconfident(n_subjects=10, scale=1.0)
-    found = choose_threshold(metric, p[:, 1], y, subjects)
-    oracle = {
-        "balanced-accuracy": sklearn_metrics.balanced_accuracy_score,
-        "accuracy": sklearn_metrics.accuracy_score,
-        "f1": sklearn_metrics.f1_score,
-        "kappa": sklearn_metrics.cohen_kappa_score,
-    }[metric]
-    best = max(oracle(y, p[:, 1] > t) for t in np.r_[0.0, np.unique(p[:, 1])])
-    assert oracle(y, p[:, 1] > found) == pytest.approx(best)
-    assert score(metric, y, decide(p, found)) == pytest.approx(best)
-
-
-def test_the_threshold_of_people_is_one_of_their_mean_probabilities():
-    people = np.repeat(np.arange(6), 10)
-    y = np.repeat([0, 0, 0, 1, 1, 1], 10)
-    p = np.repeat([0.1, 0.12, 0.14, 0.2, 0.22, 0.24], 10) + np.tile(np.linspace(-0.09, 0.09, 10), 6)
-    assert 0.14 < choose_threshold("accuracy", p, y, people) < 0.2
-
-
 def test_a_metric_of_no_classes_keeps_the_most_probable_class():
     p, y, subjects, _ = overconfident()
-    assert fit_calibration("auc", p, y, subjects).threshold == 0.5
-    assert fit_calibration("f1", *overconfident(k=3)[:3]).threshold == 0.5
-    assert decide(np.array([[0.2, 0.5, 0.3]])).tolist() == [[0, 1, 0]]
+    assert fit_calibration("auc", p, y, subjects).decision_weights == (0.5, 0.5)
+    assert fit_calibration("log-loss", *overconfident(k=4)[:3]).decision_weights == (0.25,) * 4
 
 
 def test_each_subject_is_calibrated_by_others():
-    """Other predictions for a subject change the calibration of others, but not its own threshold."""
+    """Other predictions for a subject change the calibration of others, but not its own weights."""
     p, y, subjects, _ = overconfident(n_subjects=12)
     first = calibrate_across(members(p, y, subjects, "f1"), p)
     own = subjects == "s004"
@@ -112,7 +88,7 @@ def test_each_subject_is_calibrated_by_others():
     assert np.allclose(first[1][own], second[1][own])
 
 
-def test_scores_of_classes_are_at_thresholds_chosen_on_others():
+def test_scores_of_classes_are_by_weights_chosen_on_others():
     p, y, subjects, _ = overconfident(n_subjects=40, share=0.15, scale=1.0)
     out = subjects >= "s030"
     folds = np.unique(subjects, return_inverse=True)[1] % 4
@@ -123,10 +99,10 @@ def test_scores_of_classes_are_at_thresholds_chosen_on_others():
     calibrated, found = calibrate_rows(like, rows)
     table = score_table(Scoring("f1", "classification", 2), calibrated, search, held)
     assert found is not None
-    expected = sklearn_metrics.f1_score(y[out], found(p[out])[:, 1] > found.threshold)
+    expected = sklearn_metrics.f1_score(y[out], decide(found(p[out]), found.decision_weights).argmax(1))
     assert table.loc["ensemble", "held_out"] == pytest.approx(expected)
-    nested, thresholds = calibrate_across(like, p[~out])
-    at_others = sklearn_metrics.f1_score(y[~out], nested[:, 1] > thresholds)
+    nested, weights = calibrate_across(like, p[~out])
+    at_others = sklearn_metrics.f1_score(y[~out], decide(nested, weights).argmax(1))
     assert table.loc["ensemble", "nested"] == pytest.approx(at_others)
     assert table.loc["ensemble", "oof"] >= table.loc["ensemble", "nested"]
     assert table.loc["ensemble", "nested"] > sklearn_metrics.f1_score(y[~out], p[~out, 1] > 0.5) - 0.01

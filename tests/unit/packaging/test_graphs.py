@@ -88,7 +88,7 @@ def first_fold(where, *trials):
         if name.startswith(f"members.{number}.")
     }
     spec["members"] = [spec["members"][number] | {"weight": 1.0 / len(kept)} for number in kept]
-    return DecidingModule(build_module(spec, state), 0.4 if spec["kind"] == "classification" else None)
+    return DecidingModule(build_module(spec, state), [0.4, 0.6] if spec["kind"] == "classification" else None)
 
 
 def assert_equal(module, x_NCT, format):
@@ -101,7 +101,7 @@ def assert_equal(module, x_NCT, format):
         assert len(answers) == len(expected)
         np.testing.assert_allclose(answers[0], expected[0][:batch], rtol=1e-5, atol=1e-5)
         if len(answers) > 1:
-            np.testing.assert_array_equal(answers[1], answers[0][:, 1] > module.threshold)
+            np.testing.assert_array_equal(answers[1], (answers[0] * module.weights_K.numpy()).argmax(1))
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
@@ -153,7 +153,7 @@ def test_a_file_says_what_it_is_and_passes_the_check(exported, classes, kind):
     info = read_graph_info(path)
     assert info == exported.infos[kind] and info.difference < 1e-5
     assert info.channels == list(classes.windows.channels) and info.unit == "uV"
-    assert info.classes == ["off", "on"] and info.threshold == exported.ensemble.threshold
+    assert info.classes == ["off", "on"] and info.decision_weights == exported.ensemble.decision_weights
     assert info.opset == (graphs.OPSET if kind == "onnx" else None)
     report = check_graph(path, bundle=exported.folder / "bundle")
     assert report.ok, str(report)
@@ -204,14 +204,14 @@ def test_other_numbers_than_at_export_fail_the_check(exported, tmp_path):
         ({"n_times": 10**9}, "n_times"),
         ({"channels": []}, "n_times"),
         ({"classes": ["a", "b", "c"]}, "classes"),
-        ({"kind": "regression", "classes": [], "n_outputs": 1, "reference": [[1.0]]}, "threshold"),
+        ({"kind": "regression", "classes": [], "n_outputs": 1, "reference": [[1.0]]}, "decision_weights"),
         ({"reference": [[0.5, 0.5], [1.0]]}, "reference"),
         ({"reference": []}, "reference"),
     ],
 )
 def test_a_record_that_contradicts_itself_is_one_line(exported, tmp_path, change, field):
     model = onnx.load(exported.folder / "model.onnx")
-    record = read_graph_info(exported.folder / "model.onnx").model_copy(update={"threshold": 0.5} | change)
+    record = read_graph_info(exported.folder / "model.onnx").model_copy(update=change)
     model.metadata_props[0].value = record.to_json().decode()
     onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(UserError, match=field) as caught:
@@ -222,7 +222,12 @@ def test_a_record_that_contradicts_itself_is_one_line(exported, tmp_path, change
 def test_a_graph_with_other_outputs_than_its_record_says_fails_the_check(exported, tmp_path):
     model = onnx.load(exported.folder / "model.onnx")
     record = read_graph_info(exported.folder / "model.onnx")
-    three = {"classes": ["a", "b", "c"], "n_outputs": 3, "threshold": None, "reference": [[0.2, 0.3, 0.5]]}
+    three = {
+        "classes": ["a", "b", "c"],
+        "n_outputs": 3,
+        "decision_weights": [0.3, 0.3, 0.4],
+        "reference": [[0.2, 0.3, 0.5]],
+    }
     model.metadata_props[0].value = record.model_copy(update=three).to_json().decode()
     onnx.save(model, tmp_path / "changed.onnx")
     (line,) = check_graph(tmp_path / "changed.onnx").failures

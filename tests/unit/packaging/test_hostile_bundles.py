@@ -217,7 +217,14 @@ HOSTILE = {
         "model/depth 26: its dilations are longer than any window",
     ),
     "classes of a regression": (setting("classes", ["a", "b"]), "classes: 2 names for regression with 1 outputs"),
-    "a threshold of a regression": (setting("threshold", 0.5), "threshold: there is one for two classes only"),
+    "weights of the classes of a regression": (
+        setting("decision_weights", [0.5, 0.5]),
+        "decision_weights: there must be one for each of 0 classes",
+    ),
+    "a weight that turns a class off": (
+        setting("decision_weights", [1.0, 0.0]),
+        "decision_weights/1: Input should be greater than 0",
+    ),
     "a calibration of a regression": (
         setting("calibration", {"scale": 1.0, "shift": [0.0, 0.0]}),
         "calibration: 2 shifts for 1 outputs",

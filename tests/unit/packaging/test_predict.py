@@ -197,8 +197,10 @@ def test_classes_have_probabilities(simulated, classes, tmp_path):
     table = predict(LoadedEnsemble(info, found.module), file)
     np.testing.assert_allclose(table["probability_off"] + table["probability_on"], 1.0, rtol=1e-5)
     assert (table["prediction"] == np.where(table["probability_on"] > 0.5, "on", "off")).all()
-    middle = float(table["probability_on"].median())
-    table = predict(LoadedEnsemble(info.model_copy(update={"threshold": middle}), found.module), file)
+    middle = float(table["probability_on"].median()) + 1e-6
+    table = predict(
+        LoadedEnsemble(info.model_copy(update={"decision_weights": [middle, 1.0 - middle]}), found.module), file
+    )
     assert (table["prediction"] == np.where(table["probability_on"] > middle, "on", "off")).all()
     assert table["prediction"].nunique() == 2
 
