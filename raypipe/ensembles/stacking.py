@@ -23,8 +23,10 @@ def ridge_stacking(members: MemberPredictions) -> Rule:
 
     Regression has an intercept, and its weights may sum to less than one: predictions shrink to the mean where the
     members know little. Weights of classes are scaled to sum to one. Several values share the weights, which are fitted
-    on all of them in standard deviations of their targets; each has an intercept of its own.
+    on all of them in standard deviations of their targets; each has an intercept of its own. Where scores are of
+    people, the fit is to each person's mean predictions.
     """
+    members = members.at_level()
     losses_P = np.zeros(len(PENALTIES))
     for fit_N, test_N in subject_splits(members, INNER_GROUPS):
         fit, test = members.select_windows(fit_N), members.select_windows(test_N)
@@ -76,13 +78,14 @@ def boosting(members: MemberPredictions) -> Rule:
         "random_state": 0,
         "l2_regularization": 1.0,
     }
+    weights_N = members.window_weights if members.level == "person" else None
     # On a busy machine, OpenMP threads that wait for each other take a hundred times as long as one thread.
     with threadpool_limits(1, user_api="openmp"):
         if members.kind == "regression":
             residuals_N = members.targets - members.predictions.mean(0)[:, 0]
-            model = HistGradientBoostingRegressor(**options).fit(x_NF, residuals_N)
+            model = HistGradientBoostingRegressor(**options).fit(x_NF, residuals_N, sample_weight=weights_N)
         else:
-            model = HistGradientBoostingClassifier(**options).fit(x_NF, members.targets)
+            model = HistGradientBoostingClassifier(**options).fit(x_NF, members.targets, sample_weight=weights_N)
     grown, sorted_NF = boosted_trees(model), np.sort(x_NF, axis=0)
     trees = [[_tree(nodes, sorted_NF) for nodes in outputs] for outputs in grown.rounds]
     return {"kind": "trees", "start": grown.start.tolist(), "trees": trees}

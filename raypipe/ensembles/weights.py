@@ -1,11 +1,14 @@
 """Fit weights of members on out-of-fold predictions: one for each member, or one for each member and window.
 
 Several values share their weights, which are fitted on the errors of all of them in standard deviations of the targets.
+Where scores are of people, so are the errors: each member's predictions are averaged per person first, which a weighted
+sum commutes with. Weights of windows do not, and are fitted on windows, of which each person's count the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,13 +77,14 @@ def best_trial_with_snapshots(members: MemberPredictions) -> list[int]:
 
 def inverse_error(members: MemberPredictions) -> Rule:
     """Weight members by the inverse of their mean squared error."""
-    errors_M = np.maximum(members.squared_errors, 1e-12 * members.squared_errors.max() + 1e-300)
+    errors_M = members.at_level().squared_errors
+    errors_M = np.maximum(errors_M, 1e-12 * errors_M.max() + 1e-300)
     return linear_rule((1 / errors_M) / np.sum(1 / errors_M))
 
 
 def power_of_inverse_error(members: MemberPredictions) -> Rule:
     """Weight members by a fitted power of the inverse of their mean squared error (`confidence_weights`)."""
-    like = members.standardised()
+    like = members.at_level().standardised()
     return linear_rule(confidence_weights([*like.predictions], like.targets, like.kind))
 
 
@@ -115,6 +119,7 @@ def squared_error(predictions_NO: NDArray[Any], targets: NDArray[Any], kind: Kin
 
 def softmax_of_errors(members: MemberPredictions) -> Rule:
     """Weight members by a softmax of their errors, the temperature cross-validated over subjects."""
+    members = members.at_level()
     like = members.standardised()
     residuals_MNO = like.predictions - like.encoded_targets
     losses_T = np.zeros(len(TEMPERATURES))
@@ -162,17 +167,22 @@ def _precision_rule(members: MemberPredictions, *, by_member: bool) -> Rule:
     residuals_MN = members.predictions[:, :, 0] - members.targets
     # A limit on members may leave none that predicts a variance: each then has one weight for all windows.
     variances_MN = np.zeros_like(residuals_MN) if members.variances is None else members.variances
-    pairs = [calibrate_variance(*pair) for pair in zip(residuals_MN, variances_MN, strict=True)]
+    weights_N = members.window_weights
+    pairs = [calibrate_variance(*pair, weights_N) for pair in zip(residuals_MN, variances_MN, strict=True)]
     predicting = [member for member, variances_N in enumerate(variances_MN) if variances_N.any()]
     if predicting and not by_member:
-        shared = calibrate_variance(residuals_MN[predicting].ravel(), variances_MN[predicting].ravel())
+        residuals_X, variances_X = residuals_MN[predicting].ravel(), variances_MN[predicting].ravel()
+        shared = calibrate_variance(residuals_X, variances_X, np.tile(weights_N, len(predicting)))
         pairs = [shared if member in predicting else own for member, own in enumerate(pairs)]
     return {"kind": "precision", "scale": [scale for scale, _ in pairs], "floor": [floor for _, floor in pairs]}
 
 
-def calibrate_variance(residuals_N: Floats, variances_N: Floats) -> tuple[float, float]:
-    """Return the scale and floor of ``scale * variance + floor`` that maximize the Gaussian likelihood of residuals."""
-    mean = max(float(np.mean(residuals_N**2)), 1e-300)
+def calibrate_variance(residuals_N: Floats, variances_N: Floats, weights_N: Floats) -> tuple[float, float]:
+    """Return the scale and floor of ``scale * variance + floor`` that maximize the Gaussian likelihood of residuals.
+
+    Each window's logarithm of the likelihood has a weight (N,) of mean one.
+    """
+    mean = max(float(np.mean(weights_N * residuals_N**2)), 1e-300)
     if not np.isfinite(variances_N).all() or np.ptp(variances_N) == 0.0:
         return 0.0, mean
     from scipy.optimize import minimize
@@ -181,8 +191,10 @@ def calibrate_variance(residuals_N: Floats, variances_N: Floats) -> tuple[float,
 
     def negative_log_likelihood(parameters: Floats) -> tuple[float, Floats]:
         v_N = parameters[0] * unit_N + parameters[1]
-        slope_N = 0.5 * (1.0 / v_N - square_N / v_N**2) / len(v_N)
-        return float(np.mean(0.5 * (np.log(v_N) + square_N / v_N))), np.array([slope_N @ unit_N, slope_N.sum()])
+        slope_N = 0.5 * weights_N * (1.0 / v_N - square_N / v_N**2) / len(v_N)
+        return float(np.mean(0.5 * weights_N * (np.log(v_N) + square_N / v_N))), np.array(
+            [slope_N @ unit_N, slope_N.sum()]
+        )
 
     bounds = [(0.0, 1e3), (1e-4, 1e3)]
     found = minimize(negative_log_likelihood, np.array([0.5, 0.5]), jac=True, bounds=bounds, method="L-BFGS-B")
@@ -191,27 +203,31 @@ def calibrate_variance(residuals_N: Floats, variances_N: Floats) -> tuple[float,
 
 def _entropy_rule(members: MemberPredictions, *, by_member: bool) -> Rule:
     """Calibrate probabilities by temperature, and weight windows by ``exp(-gamma * entropy)``."""
-    temperatures = [fit_temperature(member_NK, members.targets) for member_NK in members.predictions]
+    weights_N = members.window_weights
+    temperatures = [fit_temperature(member_NK, members.targets, weights_N) for member_NK in members.predictions]
     calibrated = apply_temperature(
         torch.from_numpy(members.predictions), torch.tensor(temperatures, dtype=torch.float64)
     )
     entropy_MN, p_MNK = normalised_entropy(calibrated).numpy(), calibrated.numpy()
     n = len(p_MNK)
-    weights_M = confidence_weights([*p_MNK], members.targets, members.kind) if by_member else np.full(n, 1.0 / n)
+    of_level = replace(members, predictions=p_MNK).at_level()
+    weights_M = np.full(n, 1.0 / n)
+    if by_member:
+        weights_M = confidence_weights([*of_level.predictions], of_level.targets, members.kind)
     best_gamma, lowest = 0.0, np.inf
     for gamma in ENTROPY_FACTORS:
         weights_MN = weights_M[:, None] * np.exp(-gamma * entropy_MN)
         combined_NK = np.einsum("mn,mnk->nk", weights_MN / weights_MN.sum(0), p_MNK)
-        error = float(np.mean(np.sum((combined_NK - members.encoded_targets) ** 2, axis=1)))
+        error = float(replace(members, predictions=combined_NK[None]).at_level().squared_errors[0])
         if error < lowest * (1 - 1e-6):
             best_gamma, lowest = gamma, error
     return {"kind": "entropy", "weights": weights_M.tolist(), "temperatures": temperatures, "gamma": best_gamma}
 
 
-def fit_temperature(p_NK: Floats, classes_N: NDArray[Any]) -> float:
+def fit_temperature(p_NK: Floats, classes_N: NDArray[Any], weights_N: Floats) -> float:
     """Return the temperature of class probabilities that has the highest likelihood, from 0.1 to 10.
 
-    See Guo et al. 2017, arXiv:1706.04599.
+    See Guo et al. 2017, arXiv:1706.04599. Each window's logarithm of the likelihood has a weight (N,) of mean one.
     """
     from scipy.optimize import minimize_scalar
 
@@ -220,7 +236,8 @@ def fit_temperature(p_NK: Floats, classes_N: NDArray[Any]) -> float:
     def negative_log_likelihood(log_temperature: float) -> float:
         z_NK = log_NK / np.exp(log_temperature)
         top_N = z_NK.max(1)
-        return float(np.mean(top_N + np.log(np.exp(z_NK - top_N[:, None]).sum(1)) - z_NK[rows, classes_N]))
+        losses_N = top_N + np.log(np.exp(z_NK - top_N[:, None]).sum(1)) - z_NK[rows, classes_N]
+        return float(np.mean(weights_N * losses_N))
 
     found = minimize_scalar(negative_log_likelihood, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
     return float(np.exp(found.x))

@@ -22,9 +22,9 @@ def test_trees_are_those_of_scikit_learn(kind, monkeypatch):
     grown = []
 
     class Kept(getattr(ensemble, name)):
-        def fit(self, x, y):
+        def fit(self, x, y, sample_weight=None):
             grown.append((self, x))
-            return super().fit(x, y)
+            return super().fit(x, y, sample_weight)
 
     monkeypatch.setattr(ensemble, name, Kept)
     rule = METHODS["boosting"].fit(members)

@@ -108,7 +108,9 @@ def test_weights_per_window_reach_the_optimum_of_heteroscedastic_errors():
 
 def test_temperatures_undo_exaggeration():
     members = classes(sharpness=(1.0, 5.0))
-    calibrated, exaggerated = (fit_temperature(p_NK, members.targets) for p_NK in members.predictions)
+    calibrated, exaggerated = (
+        fit_temperature(p_NK, members.targets, np.ones(len(p_NK))) for p_NK in members.predictions
+    )
     assert exaggerated / calibrated == pytest.approx(5.0, rel=0.2)
     rule = METHODS["member-sample"].fit(members)
     combined = members.combine(rule)
