@@ -9,7 +9,8 @@ A percentile interval over few resampled subjects is too narrow. The interval he
 
 An interval of a difference also contains 0 unless a sign-flip test over subjects rejects 0 at the same level.
 
-Of fewer than `MIN_SUBJECTS` subjects there is no interval.
+Where all resamples agree on the best score that can be, or the worst, they have no width: the bound is then that of
+`raypipe.core.perfect_scores`. Of fewer than `MIN_SUBJECTS` subjects there is no interval.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from raypipe.core.metrics import Floats, Ints, Metric, get_metric
+from raypipe.core.perfect_scores import interval_of_agreeing
 
 TAIL_SHARE = 0.8
 """Nominal tail of the bootstrap, as a share of the promised one. Simulation found it."""
@@ -95,8 +97,15 @@ def bootstrap_subjects(
         return NO_INTERVAL
     subject_N, counts_RS = _resamples(subjects, n, seed)
     scores_R = _scores(metric, y, pred, subject_N, counts_RS)
-    found = interval_of(_split(scores_R, counts_RS), level)
-    low, high = get_metric(metric).limits
+    return _of_scores(get_metric(metric), _split(scores_R, counts_RS), y, subjects, level)
+
+
+def _of_scores(metric: Metric, samples: Samples, y: ArrayLike, subjects: ArrayLike, level: float) -> Interval:
+    """Return the interval of a score, within its limits."""
+    found = interval_of(samples, level)
+    if _agree(samples):
+        return Interval(*interval_of_agreeing(metric, samples.all, y, subjects, level), found.usable)
+    low, high = metric.limits
     return Interval(float(np.clip(found.low, low, high)), float(np.clip(found.high, low, high)), found.usable)
 
 
@@ -121,7 +130,11 @@ def bootstrap_difference(
     subject_N, counts_RS = _resamples(subjects, n, seed)
     a_R, b_R = (_scores(metric, y, pred, subject_N, counts_RS) for pred in (pred_a, pred_b))
     samples = _split(a_R - b_R, counts_RS)
-    found = contain_zero(interval_of(samples, level), sign_flip_chance(samples, seed), level)
+    found = interval_of(samples, level)
+    if _agree(samples) and not np.array_equal(np.asarray(pred_a), np.asarray(pred_b)):
+        a, b = (_of_scores(get_metric(metric), _split(each_R, counts_RS), y, subjects, level) for each_R in (a_R, b_R))
+        found = Interval(a.low - b.high, a.high - b.low, found.usable)
+    found = contain_zero(found, sign_flip_chance(samples, seed), level)
     lowest, highest = get_metric(metric).limits
     widest = highest - lowest
     return Interval(
@@ -232,6 +245,13 @@ def contain_zero(interval: Interval, chance: float, level: float = 0.95) -> Inte
     if np.isnan(interval.low) or chance <= 1.0 - level + 1e-12:
         return interval
     return interval._replace(low=min(interval.low, 0.0), high=max(interval.high, 0.0))
+
+
+def _agree(samples: Samples) -> bool:
+    """Return whether the score is the same for all parts for which it is defined, to rounding."""
+    parts = np.concatenate([samples.left_out_S, samples.resampled_R])
+    spread = np.abs(parts[~np.isnan(parts)] - samples.all)
+    return bool(len(spread) and spread.max() <= 1e-12 * max(1.0, abs(samples.all)))
 
 
 def _few(subjects: ArrayLike, y: ArrayLike) -> bool:

@@ -138,7 +138,7 @@ def within_folds(metric: str | Metric, folds: ArrayLike) -> Metric:
         with np.errstate(invalid="ignore"):
             return np.where(weight_R > 0, total_R / weight_R, np.nan)
 
-    return mean_over_outputs(plain._replace(value=value, resampled=resampled))
+    return mean_over_outputs(plain._replace(value=value, resampled=resampled, folds=fold_N))
 
 
 def describe_level(metric: str, level: Level) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,6 +50,8 @@ class Metric(NamedTuple):
     """No score is below or above."""
     by_fold: bool = False
     """It compares predictions with one another only, so it is taken within folds (`levels.within_folds`)."""
+    folds: NDArray[Any] | None = None
+    """Fold of each row (N,), if it is taken within folds."""
 
     @property
     def sign(self) -> float:
