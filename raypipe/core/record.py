@@ -163,8 +163,10 @@ def describe_problem(problem: ErrorDetails) -> str:
     """Return the place and the message of a problem as one short line."""
     place = short_line("/".join(map(str, problem["loc"])))
     message = problem["msg"].removeprefix("Value error, ")
-    if len(message) > MAX_MESSAGE:  # pydantic quotes the whole of a text that names no member of a union
-        message = short_line(message, MAX_MESSAGE // 2) + short_line(message[-MAX_MESSAGE // 4 :], MAX_MESSAGE)
+    # pydantic quotes a text that names no member of a union, all of it and as it is.
+    if len(message) > MAX_MESSAGE:
+        message = short_line(message, MAX_MESSAGE // 2) + message[-MAX_MESSAGE // 4 :]
+    message = short_line(message, MAX_MESSAGE)
     return f"{place}: " * bool(place) + message
 
 

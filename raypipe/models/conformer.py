@@ -1,29 +1,32 @@
 """EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250) with its stem computed in the frequency domain.
 
-This file needs torch (2.2 or later) and its neighbours network.py, readout.py and stem.py: submissions contain them
-unchanged.
+This file needs torch (2.2 or later) and its neighbours network.py, readout.py, stem.py and transformer.py: submissions
+contain them unchanged.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 if __package__:
-    from raypipe.models.network import Dropout, DropoutMasks, Encoder, MaskedLayer, apply_layers, check_length
+    from raypipe.models.network import Dropout, DropoutMasks, Encoder, apply_layers, check_length
     from raypipe.models.stem import Stem
+    from raypipe.models.transformer import Block
 else:  # in a submission, where the files are in one folder
     from network import (  # type: ignore[import-not-found,no-redef,unused-ignore]
         Dropout,
         DropoutMasks,
         Encoder,
-        MaskedLayer,
         apply_layers,
         check_length,
     )
     from stem import Stem  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from transformer import Block  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 FEATURES = ("mean", "log-power")
 KERNELS = {"rate": (25, 75, 15), "paper": (25, 75, 15), "short": (25, 25, 15)}
@@ -31,8 +34,6 @@ KERNELS = {"rate": (25, 75, 15), "paper": (25, 75, 15), "short": (25, 25, 15)}
 
 _LOG_FLOOR = 1e-6
 """Smallest power whose logarithm is taken."""
-_MAX_COPIED_ROW = 12
-"""Longest axis for which `softmax` copies on a CPU."""
 
 
 def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
@@ -59,55 +60,40 @@ def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
     return kernel, pool, stride
 
 
-class Block(MaskedLayer):
-    """Pre-norm transformer block: ``x + drop(attention(norm(x)))``, then ``x + drop(feed-forward(norm(x)))``.
+class EluMean(torch.autograd.Function):
+    """ELU, then means over time, by a product with a matrix; on a CPU it takes two thirds of the layers' time."""
 
-    Scores are divided by the square root of a head's width (Vaswani et al. 2017, eq. 1), as in braindecode. The paper's
-    own code divides by the square root of the token's width. `qkv` stacks the maps of queries, keys and values.
-    """
+    generate_vmap_rule = True
 
-    def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.inner = heads, expansion * width
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.feed = nn.Sequential(
-            nn.Linear(width, self.inner), nn.GELU(), Dropout(dropout), nn.Linear(self.inner, width)
-        )
-        self.drop = Dropout(dropout)
+    @staticmethod
+    def forward(y_BFT: Tensor, means_NT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means (B, F, N), and the derivative of the ELU."""
+        slope_BFT = y_BFT.clamp_max(0.0).exp_()
+        elu_BFT = y_BFT.clamp_min(0.0).add_(slope_BFT).sub_(1.0)
+        means_NX = means_NT @ elu_BFT.flatten(0, 1).T  # the product of few rows, not that of few columns, is quick
+        return means_NX.T.reshape(*y_BFT.shape[:2], -1), slope_BFT
 
-    def forward(self, x_BNF: Tensor, masks: DropoutMasks | None = None) -> Tensor:
-        """Map tokens (B, N, F) to tokens (B, N, F)."""
-        q, k, v = self.qkv(self.norm1(x_BNF)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_BHND = self.attend(q, k, v, masks)
-        x_BNF = x_BNF + self.drop(self.projection(mixed_BHND.transpose(1, 2).flatten(2)), masks)
-        out: Tensor = x_BNF + self.drop(apply_layers(self.feed, self.norm2(x_BNF), masks), masks)
-        return out
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Save what the backward pass needs."""
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[1], output[1])
 
-    def attend(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, masks: DropoutMasks | None) -> Tensor:
-        """Return the weighted sum of values for each query, with dropout of the weights."""
-        # torch's own attention takes twice as long to train on few tokens on a CPU, draws its own dropout masks, and
-        # has no batching rule for vmap.
-        weights_BHNN = softmax(q_BHND * q_BHND.shape[-1] ** -0.5 @ k_BHND.transpose(-1, -2))
-        mixed_BHND: Tensor = self.drop(weights_BHNN, masks) @ v_BHND
-        return mixed_BHND
-
-    def dropout_plan(self, batch: int, n_tokens: int) -> list[tuple[int, float]]:
-        """Return size and rate of each dropout mask that a pass takes, in order."""
-        token, inner = batch * n_tokens * self.projection.in_features, batch * n_tokens * self.inner
-        return [(size, self.drop.p) for size in (batch * self.heads * n_tokens**2, token, inner, token)]
+    @staticmethod
+    def backward(ctx: Any, g_BFN: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
+        """Return the gradient of the input (B, F, T)."""
+        if g_BFN is None:
+            return None, None
+        means_NT, slope_BFT = ctx.saved_tensors
+        return (g_BFN.flatten(0, 1) @ means_NT).view(slope_BFT.shape) * slope_BFT, None
 
 
-def softmax(x_BHNN: Tensor) -> Tensor:
-    """Return the softmax over the last axis. On a CPU, a short axis is moved to the front first, by a copy.
-
-    For rows of 7, which leave vector units idle, this takes a third of the time; for rows of 27 it is slower.
-    """
-    if x_BHNN.is_cuda or x_BHNN.shape[-1] > _MAX_COPIED_ROW:
-        return x_BHNN.softmax(-1)
-    return x_BHNN.flatten(0, -2).t().contiguous().softmax(0).t().reshape(x_BHNN.shape)
+def elu_means(y_BFT: Tensor, means_NT: Tensor) -> Tensor:
+    """Return the means (B, F, N) that the rows of a matrix take of the ELU, in the precision of `y_BFT`."""
+    with torch.autocast(y_BFT.device.type, enabled=False):
+        means_BFN: Tensor = EluMean.apply(y_BFT, means_NT.to(y_BFT))[0]  # type: ignore[no-untyped-call]
+    return means_BFN
 
 
 class Conformer(Encoder):
@@ -186,6 +172,7 @@ class Conformer(Encoder):
             assert layer.bias is not None
             layer.bias.requires_grad_(False)
         self.pool = nn.AvgPool1d(pool, stride)
+        self._means_NT = self.pool(torch.eye(n_times - kernel + 1, dtype=torch.float64)).T.contiguous()
         self.drop = Dropout(dropout)
         self.pointwise = nn.Linear(filters, filters)
         self.blocks = nn.Sequential(*(Block(filters, heads, expansion, dropout) for _ in range(depth)))
@@ -245,7 +232,8 @@ class Conformer(Encoder):
     def encode(self, y_BFT: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         """Return the tokens (B, N, F) after the blocks, from the result of `front`."""
         if self.summary == "mean":
-            tokens_BFN = self.pool(F.elu(y_BFT))
+            quick = self.training and torch.is_grad_enabled() and not y_BFT.is_cuda
+            tokens_BFN = elu_means(y_BFT, self._means_NT) if quick else self.pool(F.elu(y_BFT))
         else:
             tokens_BFN = self.pool(y_BFT.square()).clamp_min(_LOG_FLOOR).log()
         tokens_BNF = self.pointwise(self.drop(tokens_BFN, masks).transpose(1, 2))

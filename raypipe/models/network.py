@@ -81,13 +81,18 @@ class Dropout(MaskedLayer):
 
     def forward(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         """In training mode, set a fraction `p` of the values to zero and scale up the others."""
-        if not self.training or self.p == 0.0:
-            return x
-        if masks is not None:
-            return x * masks.take(x)
-        if x.is_cuda:
+        if masks is None and x.is_cuda and self.training and self.p:
             return F.dropout(x, self.p)
-        return x * (torch.rand_like(x) >= self.p).to(x.dtype).mul_(1.0 / (1.0 - self.p))
+        mask = self.mask(x, masks)
+        return x if mask is None else x * mask
+
+    def mask(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor | None:
+        """Return what values of the shape and type of `x` are multiplied by; None where all are kept."""
+        if not self.training or self.p == 0.0:
+            return None
+        if masks is not None:
+            return masks.take(x)
+        return (torch.rand_like(x) >= self.p).to(x.dtype).mul_(1.0 / (1.0 - self.p))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

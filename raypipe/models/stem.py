@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class Stem(nn.Module):
         if self.algorithm != "fourier":
             return x_BCT
         z_BCN: Tensor = torch.fft.rfft(x_BCT.to(self.temporal.weight.dtype), n=self.length)
-        return z_BCN.permute(2, 0, 1).contiguous()
+        return frequencies_first(z_BCN)
 
     def forward(self, x_BCT: Tensor, *, prepared: bool = False) -> Tensor:
         """Filter windows (B, C, T), or the result of `prepare`, to (B, F, T - K + 1)."""
@@ -115,8 +116,71 @@ class Stem(nn.Module):
         if self.algorithm == "direct":
             return F.conv1d(z, torch.einsum("gfc,fk->gck", v_GFC, w_FK), bias_G)
         with torch.autocast(z.device.type, enabled=False):  # complex bfloat16 does not exist
-            v_FX = v_GFC.permute(1, 2, 0).flatten(1)
-            w_NX = torch.complex(*((self.basis_MK @ w_FK.T) @ v_FX).chunk(2))
-            y_NBG = torch.bmm(z, w_NX.view(len(w_NX), self.n_channels, -1))
-            y_BGT: Tensor = torch.fft.irfft(y_NBG.permute(1, 2, 0), n=self.length)
+            w_KX = w_FK.T @ v_GFC.permute(1, 2, 0).flatten(1)  # the kernels of all channels, before their transform
+            quick = self.training and torch.is_grad_enabled() and not z.is_cuda
+            correlate = Correlation.apply if quick else Correlation.forward
+            y_BGT: Tensor = correlate(z, w_KX, self.basis_MK, self.length)
         return y_BGT[..., : self.n_times - self.kernel + 1] + bias_G[:, None]
+
+
+def frequencies_first(z_BCN: Tensor) -> Tensor:
+    """Return a spectrum (B, C, N) as (N, B, C); torch copies a transposed matrix faster than permuted axes."""
+    b, c, n = z_BCN.shape
+    return z_BCN.reshape(b * c, n).t().contiguous().view(n, b, c)
+
+
+class Correlation(torch.autograd.Function):
+    """Correlation of windows with kernels by their spectra.
+
+    torch's own derivative of the complex product would conjugate the windows' spectrum in memory, in each pass.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z_NBC: Tensor, w_KX: Tensor, basis_MK: Tensor, length: int) -> Tensor:
+        """Return the circular correlation (B, G, length).
+
+        Parameters
+        ----------
+        z_NBC
+            Spectrum of the windows, of N frequencies.
+        w_KX
+            Kernels of K taps; X are C channels x G outputs.
+        basis_MK
+            See `Stem._make_basis`; M = 2 N.
+        length
+            Samples of the transform.
+        """
+        n, b, c = z_NBC.shape
+        w_NCG = torch.complex(*(basis_MK @ w_KX).chunk(2)).view(n, c, -1)
+        y_NX = torch.bmm(z_NBC, w_NCG).view(n, -1)
+        y_BGN = y_NX.t().contiguous().view(b, -1, n)
+        y_BGT: Tensor = torch.fft.irfft(y_BGN, n=length)
+        return y_BGT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save what the backward pass needs."""
+        z_NBC, w_KX, basis_MK, length = inputs
+        ctx.length = length
+        ctx.save_for_backward(z_NBC, w_KX, basis_MK)
+
+    @staticmethod
+    def backward(ctx: Any, g_BGT: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        """Return the gradients of the spectrum and of the kernels (K, X)."""
+        z_NBC, w_KX, basis_MK = ctx.saved_tensors
+        n, _, c = z_NBC.shape
+        # Frequencies but 0 and the last one stand for two, of both signs.
+        share_N1 = torch.full((n, 1), 2.0 / ctx.length, dtype=basis_MK.dtype, device=basis_MK.device)
+        share_N1[0] = share_N1[n - 1] = 1.0 / ctx.length
+        basis_JN = torch.cat([share_N1 * part_NK for part_NK in basis_MK.chunk(2)], 1).T
+        g_NBG = frequencies_first(torch.fft.rfft(g_BGT)).conj().resolve_conj()
+        conjugate_NX = torch.bmm(z_NBC.transpose(1, 2), g_NBG).view(n, -1)
+        # Parts of complex numbers are copied slowly, so both are multiplied by both.
+        parts_JX2 = (basis_JN @ torch.view_as_real(conjugate_NX).flatten(1)).view(len(basis_JN), -1, 2)
+        g_w_KX = parts_JX2[: len(w_KX), :, 0] - parts_JX2[len(w_KX) :, :, 1]
+        if not ctx.needs_input_grad[0]:
+            return None, g_w_KX, None, None
+        w_NCG = torch.complex(*(basis_MK @ w_KX).chunk(2)).view(n, c, -1)
+        return share_N1[..., None] * torch.bmm(g_NBG, w_NCG.transpose(1, 2)).conj(), g_w_KX, None, None

@@ -1,7 +1,7 @@
 """A vision transformer for EEG: a token is a patch of one channel, placed by its time and its electrode's position.
 
-This file needs torch (2.2 or later) and its neighbours conformer.py, network.py, readout.py and stem.py: submissions
-contain them unchanged.
+This file needs torch (2.2 or later) and its neighbours network.py, readout.py and transformer.py: submissions contain
+them unchanged.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 if __package__:
-    from raypipe.models.conformer import Block
     from raypipe.models.network import Dropout, DropoutMasks, Encoder, apply_layers
+    from raypipe.models.transformer import Block
 else:  # in a submission, where the files are in one folder
-    from conformer import Block  # type: ignore[import-not-found,no-redef,unused-ignore]
     from network import (  # type: ignore[import-not-found,no-redef,unused-ignore]
         Dropout,
         DropoutMasks,
         Encoder,
         apply_layers,
     )
+    from transformer import Block  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 WAVES = 8
 """Number of waves along each spatial axis that encode a position."""
@@ -36,9 +36,10 @@ class ViTBlock(Block):
     A mask of these has tokens x tokens values, which would take most of the memory if there are many tokens.
     """
 
-    def attend(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, masks: DropoutMasks | None) -> Tensor:
-        """Return the weighted sum of values for each query."""
-        return F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+    def attend(self, qkv_BNX: Tensor, masks: DropoutMasks | None) -> Tensor:
+        """Return the weighted sums of values (B, N, F) for each query and head."""
+        q, k, v = self.split_heads(qkv_BNX)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def dropout_plan(self, batch: int, n_tokens: int) -> list[tuple[int, float]]:
         """Return size and rate of each dropout mask that a pass takes, in order."""

@@ -51,6 +51,7 @@ CODE = (
     "stacked.py",
     "stem.py",
     "tcn.py",
+    "transformer.py",
     "vit.py",
 )
 """Files of `raypipe.models` that a submission contains, unchanged."""

@@ -166,7 +166,10 @@ def test_a_field_with_its_default_may_be_left_out():
     assert plain.model_dump(include={"extra"}) == {}
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "x" * 90, "x'" * 2500])
+HOSTILE_NAMES = ["x" * 5000, "x" * 90, "x'" * 2500, "x\x1b]0;owned\x07", "x\nraypipe is ready", "x\u202e" * 900]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_text_that_names_no_member_of_a_union_is_quoted_in_part(name):
     with pytest.raises(ValidationError) as caught:
         TrialConfig.model_validate({"model": {"name": name}})

@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from raypipe.models.conformer import FEATURES, Block, Conformer, kernel_sizes
+from raypipe.models.conformer import FEATURES, Conformer, elu_means, kernel_sizes
 from raypipe.models.stem import ALGORITHMS
+from raypipe.models.transformer import Block
 
 
 def small(**options: object) -> Conformer:
@@ -61,6 +64,23 @@ def test_attention_equals_torchs_own() -> None:
     mixed_BNF = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(3, 5, 8)
     y_BNF = x_BNF + block.projection(mixed_BNF)
     torch.testing.assert_close(block(x_BNF), y_BNF + block.feed(block.norm2(y_BNF)))
+
+
+@settings(deadline=None)
+@given(b=st.integers(1, 3), t=st.integers(4, 40), pool=st.integers(1, 4), stride=st.integers(1, 5), big=st.booleans())
+def test_means_of_the_elu_and_their_gradient_are_those_of_the_layers(
+    b: int, t: int, pool: int, stride: int, big: bool
+) -> None:
+    y_BFT = torch.randn(b, 3, t, dtype=torch.float64) * (1000.0 if big else 1.0)
+    y_BFT[0, 0, 0] = 0.0
+    layer = nn.AvgPool1d(pool, stride)
+    means_NT = layer(torch.eye(t, dtype=torch.float64)).T.contiguous()
+    results = []
+    for means in (lambda y: layer(nn.functional.elu(y)), lambda y: elu_means(y, means_NT)):
+        y = y_BFT.clone().requires_grad_()
+        out = means(y)
+        results.append((out, *torch.autograd.grad(out.square().sum(), y)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
 
 
 def test_windows_are_evaluated_independently() -> None:

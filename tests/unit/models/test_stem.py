@@ -37,6 +37,21 @@ def test_stem_equals_the_two_layers(
         assert (got.double() - want).abs().max() <= tolerance * want.abs().max()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_of_windows_is_that_of_the_two_layers(shape: tuple[int, ...]) -> None:
+    batch, channels, times, filters, kernel = shape
+    stem = Stem(channels, times, filters=filters, kernel=kernel).double()
+    x_BCT = torch.randn(batch, channels, times, dtype=torch.float64)
+    gradients = []
+    for algorithm, training in (("reference", True), ("fourier", True), ("fourier", False)):
+        stem.train(training).algorithm = algorithm
+        x = x_BCT.clone().requires_grad_()
+        y = stem(x)
+        gradients.append(torch.autograd.grad(y, x, upstream_of(y))[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-10, atol=1e-10)
+
+
 def test_outputs_do_not_wrap_around() -> None:
     """An impulse in the last sample must reach the last output only, not wrap around to the first."""
     stem = Stem(1, 30, filters=2, kernel=6).double()

@@ -220,5 +220,6 @@ def test_some_drawn_damages(left, windows, undisturbed, tmp_path_factory):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_500_drawn_damages(left, windows, undisturbed, tmp_path_factory):
     play(500, left, windows, undisturbed, tmp_path_factory)
