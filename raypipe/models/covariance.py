@@ -85,6 +85,7 @@ class Covariance(ClosedForm):
         self.ranges = bank.ranges(n_times, sfreq)
         self.taper, self.shrinkage, self.scale, self.geometry = taper, shrinkage, scale, geometry
         self.order, self.lag = order, max(1, round(lag * sfreq))
+        self.logarithm: Callable[[Tensor], Tensor] = log_matrix
         self.prototypes_ST: Tensor | None
         self.register_buffer("prototypes_ST", zeros(n_prototypes, n_times) if n_prototypes else None)
         self.dim = order * (self.n_signals + n_prototypes)
@@ -121,7 +122,7 @@ class Covariance(ClosedForm):
         c_BGDD = self.covariances(x if prepared else self.prepare(x))
         if self.whitening_GDD is not None:
             c_BGDD = self.whitening_GDD @ c_BGDD @ self.whitening_GDD
-        return half_vector(log_matrix(c_BGDD)).flatten(1)
+        return half_vector(self.logarithm(c_BGDD)).flatten(1)
 
 
 def n_groups(n_outputs: int) -> int:

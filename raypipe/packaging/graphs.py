@@ -24,11 +24,13 @@ from raypipe.core.shipped import install_command
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
+from raypipe.models.covariance import Covariance, log_matrix
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.network import Network
 from raypipe.packaging.bundle_info import BundleInfo
 from raypipe.packaging.contents import describe, read_networks, shipped_windows
 from raypipe.packaging.graph_info import KINDS, RECORD, GraphInfo
+from raypipe.packaging.matrix_log import MIN_SHARE, ProductLog, smallest_share
 from raypipe.packaging.programs import EXAMPLE_BATCH, MAX_BATCH
 from raypipe.packaging.scorer import LARGE_BATCH, reference_windows
 from raypipe.packaging.submission import INPUT_SCALE
@@ -140,7 +142,11 @@ def make_graph(module: DecidingModule, format: str) -> Graph:
         assert isinstance(network, Network)
         network.use_stem("direct")
     with _quiet():
-        program = trace(module)
+        if format == "onnx":
+            with _without_eigenvalues(module):
+                program = trace(module)
+        else:
+            program = trace(module)
         if format != "onnx":
             return Graph(program, program.module())
         try:
@@ -148,6 +154,20 @@ def make_graph(module: DecidingModule, format: str) -> Graph:
             return Graph(model, _session(model))
         except ModuleNotFoundError as error:
             raise UserError(f"export to ONNX needs {error.name}; install: {install_command('onnx')}") from None
+
+
+@contextmanager
+def _without_eigenvalues(module: DecidingModule) -> Iterator[None]:
+    """Let covariance models take logarithms by products of matrices, where shrinkage bounds their eigenvalues."""
+    models = [network for network in module.ensemble.members if isinstance(network, Covariance)]
+    try:
+        for model in models:
+            if (share := smallest_share(model)) >= MIN_SHARE:
+                model.logarithm = ProductLog(share)
+        yield
+    finally:
+        for model in models:
+            model.logarithm = log_matrix
 
 
 def trace(module: DecidingModule) -> Any:

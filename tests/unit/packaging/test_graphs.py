@@ -17,6 +17,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.parameters import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import build_module, read_members
+from raypipe.models.covariance import log_matrix
 from raypipe.packaging import graphs
 from raypipe.packaging.bundle import export_bundle
 from raypipe.packaging.check_graph import check_graph
@@ -108,6 +109,15 @@ def assert_equal(module, x_NCT, format):
 def test_every_family_equals_torch(families, format):
     module = first_fold(families, *range(families.n))
     assert_equal(module, torch.from_numpy(families.store.gather(np.arange(64))), format)
+
+
+@pytest.mark.parametrize("name", ["log-euclid", "riemann", "prototypes", "no shrinkage"])
+def test_shrinkage_spares_a_graph_the_eigenvalues(families, name):
+    module = first_fold(families, list(CONFIGS).index(name))
+    model = make_graph(module, "onnx").model.model_proto
+    kinds = {node.op_type for node in [*model.graph.node, *(each for made in model.functions for each in made.node)]}
+    assert ("Loop" in kinds or "jacobi" in kinds) == (name == "no shrinkage")
+    assert module.ensemble.members[0].logarithm is log_matrix, "what the graph is compared with has LAPACK's"
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
