@@ -4,7 +4,7 @@
 
 Each cell is a rate in percent, of "better" and of "worse", over simulated sets of held-out people: first of percentile
 intervals, then of the verdict's rule (`raypipe.core.bootstrap`). Promised is 2.5 a side. A dash: the verdict says that
-these people are too few.
+these people are too few. Of families the columns are numbers of families.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from raypipe.core.bootstrap import (
     interval_of,
     sign_flip_chance,
     smallest_chance,
+    widened,
 )
 
 Array = NDArray[np.float64]
@@ -39,6 +40,10 @@ class Sets(NamedTuple):
     """(sets, parts), 0 in truth."""
     claimable: bool
     """People are enough for a claim."""
+    cross_validated: bool = False
+    """Predictions are those of a cross-validation."""
+    units: int | None = None
+    """What is resampled, if it is not as many as people."""
 
 
 @cache
@@ -79,6 +84,31 @@ def classes_of_people(sets: int, people: int, rng: np.random.Generator) -> Sets:
     return Sets(statistic, smallest_chance(one[0].astype(int), np.arange(people), classes=True) <= MAX_CHANCE)
 
 
+def cross_validated_classes(sets: int, people: int, rng: np.random.Generator, *, widen: bool) -> Sets:
+    """Each person is scored by ridge regression on noise, fitted to the people of the four other parts."""
+    features = round(0.4 * people)
+    x_BSC = rng.standard_normal((sets, people, features))
+    one_S, part_S = np.arange(people) % 2 == 1, np.arange(people) // 2 % 5  # parts have both classes
+    one = np.tile(one_S, (sets, 1))
+    scores = np.empty((sets, people))
+    for part in range(5):
+        inside = part_S != part
+        gram = np.einsum("bsc,bsd->bcd", x_BSC[:, inside], x_BSC[:, inside]) + people * np.eye(features)
+        moment = np.einsum("bsc,s->bc", x_BSC[:, inside], one_S[inside] - one_S[inside].mean())
+        weights_BC1 = np.linalg.solve(gram, moment[..., None])
+        scores[:, ~inside] = (x_BSC[:, ~inside] @ weights_BC1)[..., 0]
+    same = part_S[:, None] == part_S
+    pairs = (one[:, :, None] & ~one[:, None, :] & same).astype(np.float64)
+    wins = pairs * (scores[:, :, None] > scores[:, None, :])
+    counts = parts(people)
+    won, tried = (np.einsum("bps,ps->bp", np.matmul(counts, each), counts) for each in (wins, pairs))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = np.where(tried > 0, won / tried, np.nan) - 0.5
+    shown = part_S if widen else None
+    chance = smallest_chance(one_S.astype(int), np.arange(people), classes=True, parts=shown)
+    return Sets(statistic, chance <= MAX_CHANCE, cross_validated=widen)
+
+
 def nrmse_of(y_BSW: Array, predicted_BSW: Array, counts_PS: Array) -> Array:
     """Return the NRMSE of the true mean minus that of predictions: positive is better."""
     sums_BSD = np.stack(
@@ -108,6 +138,21 @@ def values(sets: int, people: int, rng: np.random.Generator, *, of_people: bool,
     return Sets(nrmse_of(y, predicted, parts(people)), 2.0**-people <= MAX_CHANCE)
 
 
+def families(sets: int, people: int, rng: np.random.Generator, *, by_family: bool) -> Sets:
+    """Families of `TRIALS` people, who share half of the variance of their targets and of their predictions."""
+
+    def draw() -> Array:
+        own = rng.standard_normal((sets, people, TRIALS))
+        return np.asarray((rng.standard_normal((sets, people, 1)) + own) / 2**0.5)
+
+    y, slope = draw(), 0.3
+    predicted = slope * y + np.sqrt(1 - (1 - slope) ** 2) * draw()
+    if by_family:
+        return Sets(nrmse_of(y, predicted, parts(people)), 2.0**-people <= MAX_CHANCE)
+    y, predicted = (each.reshape(sets, people * TRIALS, 1) for each in (y, predicted))
+    return Sets(nrmse_of(y, predicted, parts(people * TRIALS)), claimable=True, units=people * TRIALS)
+
+
 def skewed_mean(sets: int, people: int, rng: np.random.Generator) -> Sets:
     """Each person's part of the difference has a skewness of 1.4, to show where the rule reaches its limits."""
     part = 2.0 - rng.gamma(2.0, 1.0, (sets, people))
@@ -122,11 +167,16 @@ CASES: dict[str, Callable[[int, int, np.random.Generator], Sets]] = {
     "values, of people (NRMSE)": partial(values, of_people=True),
     "the same, t with 5 df": partial(values, of_people=True, heavy=True),
     "a mean of skewed parts": skewed_mean,
+    "values, of families (NRMSE)": partial(families, by_family=True),
+    "the same, people resampled": partial(families, by_family=False),
+    "classes, cross-validated (AUC)": partial(cross_validated_classes, widen=True),
+    "the same, as if held out": partial(cross_validated_classes, widen=False),
 }
 
 
 def claims(found: Sets, people: int) -> tuple[Array, Array]:
     """Return the rates of "better" and of "worse": of percentile intervals, and of the rule."""
+    people = found.units or people
     counts = parts(people)[1 + people :].astype(np.int64)
     plain, ruled = np.zeros((len(found.statistic), 2)), np.zeros((len(found.statistic), 2))
     for row, each in enumerate(found.statistic):
@@ -134,6 +184,8 @@ def claims(found: Sets, people: int) -> tuple[Array, Array]:
         low, high = np.nanquantile(samples.resampled_R, [0.025, 0.975])
         plain[row] = low > 0, high < 0
         interval = interval_of(samples)
+        if found.cross_validated:
+            interval = widened(interval, samples.all)
         if not interval.low <= 0.0 <= interval.high:
             interval = contain_zero(interval, sign_flip_chance(samples))
         ruled[row] = interval.low > 0, interval.high < 0
@@ -156,12 +208,14 @@ def cell(case: Callable[[int, int, np.random.Generator], Sets], sets: int, peopl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", type=int, default=2000, help="simulated sets of people per cell")
+    parser.add_argument("--only", nargs="+", choices=list(CASES), help="rows (all)")
     parser.add_argument("--quick", action="store_true", help="60 sets of 6 and of 12 people")
     args = parser.parse_args()
     people, sets = ((6, 12), 60) if args.quick else (PEOPLE, args.sets)
     print("| | " + " | ".join(f"{n} people" for n in people) + " |")
     print("|---" * (len(people) + 1) + "|")
-    for name, case in CASES.items():
+    for name in args.only or CASES:
+        case = CASES[name]
         print(f"| {name} | " + " | ".join(cell(case, sets, n) for n in people) + " |")
         sys.stdout.flush()
 

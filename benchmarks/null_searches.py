@@ -248,7 +248,7 @@ def score_search(search: Search, names: Sequence[str], *, before: bool) -> dict[
     pool, like = search.pool, search.pool.like
     everyone_N = np.ones(len(like.targets), dtype=bool)
     members, auto = pool.choose(everyone_N), auto_methods(like.kind)
-    windows = EvaluationSet(like.targets, like.subjects, like.folds)
+    windows = EvaluationSet(like.targets, like.subjects, like.folds, cross_validated=True)
     nested = run_nested_cv(pool, names, auto=auto)
     old = run_nested_cv(members, names, auto=auto).scores if before else {}
     among = {each: nested.predictions[each] for each in auto if each in nested.predictions}

@@ -7,6 +7,15 @@ A percentile interval over few resampled subjects is too narrow. The interval he
 - the studentised bootstrap (Efron and Tibshirani 1993, chapter 12.5) of the jackknife pseudo-values. Its quantiles are
   kept between one and `MAX_STUDENT` times Student's, because few subjects make them unstable.
 
+Where people are scored by networks that were trained on one another, as in a cross-validation, each end is
+`CROSS_VALIDATED` times as far from the score. Resamples keep predictions as they are, and so miss that two people are
+in each other's training data. If the prediction of person i is the sum of K_ij y_j over the people it was trained on,
+and there is no effect, the sum of y_i times the predictions has a variance proportional to that of K_ij^2 + K_ij K_ji
+over pairs. Resamples see the first term; the second is at most as large (Cauchy-Schwarz), and equal for a symmetric K
+such as that of ridge regression. It has no unbiased estimator (Bengio and Grandvalet 2004, JMLR 5:1089), so it is
+bounded. Nadeau and Bengio (2003, doi:10.1023/A:1024068626366) have 1 + k / (k - 1) times the variance for k folds,
+where this bound has 2. With a strong effect the second term is small, and the interval is wider than it need be.
+
 An interval of a difference also contains 0 unless a sign-flip test over subjects rejects 0 at the same level.
 
 Where all resamples agree on the best score that can be, or the worst, they have no width: the bound is then that of
@@ -16,10 +25,10 @@ Where all resamples agree on the best score that can be, or the worst, they have
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from raypipe.core.metrics import Floats, Ints, Metric, get_metric
 from raypipe.core.perfect_scores import interval_of_agreeing
@@ -34,6 +43,8 @@ can exclude 0. Resamples of so few often agree in everything, and their interval
 """
 MAX_STUDENT = 1.5
 """Largest quantile of the studentised bootstrap, in quantiles of Student's t."""
+CROSS_VALIDATED = math.sqrt(2.0)
+"""Width of the interval of a cross-validated score, in widths of one of people whom no network was trained on."""
 MAX_CHANCE = 0.025
 """Promised rate, on each side, of claims about a difference that is 0."""
 _MAX_ENUMERATED = 12
@@ -63,6 +74,7 @@ def bootstrap_subjects(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    cross_validated: bool = False,
 ) -> Interval:
     """Return the interval of a score over subjects.
 
@@ -82,6 +94,8 @@ def bootstrap_subjects(
         Seed of the resamples. Equal seeds and subjects give equal resamples.
     level
         Promised rate at which the interval contains the true score.
+    cross_validated
+        The subjects are scored by networks that were trained on one another.
 
     Returns
     -------
@@ -97,7 +111,9 @@ def bootstrap_subjects(
         return NO_INTERVAL
     subject_N, counts_RS = _resamples(subjects, n, seed)
     scores_R = _scores(metric, y, pred, subject_N, counts_RS)
-    return _of_scores(get_metric(metric), _split(scores_R, counts_RS), y, subjects, level)
+    samples, known = _split(scores_R, counts_RS), get_metric(metric)
+    found = _of_scores(known, samples, y, subjects, level)
+    return _clipped(widened(found, samples.all), *known.limits) if cross_validated else found
 
 
 def _of_scores(metric: Metric, samples: Samples, y: ArrayLike, subjects: ArrayLike, level: float) -> Interval:
@@ -105,7 +121,10 @@ def _of_scores(metric: Metric, samples: Samples, y: ArrayLike, subjects: ArrayLi
     found = interval_of(samples, level)
     if _agree(samples):
         return Interval(*interval_of_agreeing(metric, samples.all, y, subjects, level), found.usable)
-    low, high = metric.limits
+    return _clipped(found, *metric.limits)
+
+
+def _clipped(found: Interval, low: float, high: float) -> Interval:
     return Interval(float(np.clip(found.low, low, high)), float(np.clip(found.high, low, high)), found.usable)
 
 
@@ -119,6 +138,7 @@ def bootstrap_difference(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    cross_validated: bool = False,
 ) -> Interval:
     """Return the interval of ``score(a) - score(b)``, both on the same resamples.
 
@@ -134,29 +154,36 @@ def bootstrap_difference(
     if _agree(samples) and not np.array_equal(np.asarray(pred_a), np.asarray(pred_b)):
         a, b = (_of_scores(get_metric(metric), _split(each_R, counts_RS), y, subjects, level) for each_R in (a_R, b_R))
         found = Interval(a.low - b.high, a.high - b.low, found.usable)
+    found = widened(found, samples.all) if cross_validated else found
     found = contain_zero(found, sign_flip_chance(samples, seed), level)
     lowest, highest = get_metric(metric).limits
-    widest = highest - lowest
-    return Interval(
-        float(np.clip(found.low, -widest, widest)), float(np.clip(found.high, -widest, widest)), found.usable
-    )
+    return _clipped(found, lowest - highest, highest - lowest)
 
 
-def smallest_chance(targets: ArrayLike, subjects: ArrayLike, *, classes: bool) -> float:
+def smallest_chance(targets: ArrayLike, subjects: ArrayLike, *, classes: bool, parts: ArrayLike | None = None) -> float:
     """Return the smallest rate at which chance alone gives the clearest result that these subjects could show.
 
     The clearest result has all n subjects on one side, which happens by chance at a rate of 2^-n. Where each subject
     has one class, the predictions put all subjects in the right order: as rare as one among all assignments of the
     classes to subjects. A claim with fewer errors than this rate cannot be made.
+
+    In a cross-validation with these `parts` (N,), subjects are put in order within each part, and a score varies as
+    that of half as many subjects (`CROSS_VALIDATED`): the rate is the square root.
     """
     names, first, index_N = np.unique(np.asarray(subjects), return_index=True, return_inverse=True)
     targets_N, n = np.asarray(targets), len(names)
-    by_flips = 2.0**-n
-    if targets_N.ndim > 1 or not classes or np.any(targets_N != targets_N[first][index_N]):
-        return by_flips
-    counts_K = np.unique(targets_N[first], return_counts=True)[1].tolist()
-    log_arrangements = math.lgamma(n + 1) - sum(math.lgamma(count + 1) for count in counts_K)
-    return max(by_flips, math.exp(-log_arrangements))
+    part_S = np.zeros(n) if parts is None else np.asarray(parts)[first]
+    chance = 2.0**-n
+    if targets_N.ndim == 1 and classes and np.all(targets_N == targets_N[first][index_N]):
+        of_parts = [targets_N[first][part_S == part] for part in np.unique(part_S)]
+        chance = max(chance, math.exp(-sum(map(_log_arrangements, of_parts))))
+    return chance if parts is None else math.sqrt(chance)
+
+
+def _log_arrangements(targets_S: NDArray[Any]) -> float:
+    """Return the logarithm of the number of ways to assign these classes to as many subjects."""
+    counts_K = np.unique(targets_S, return_counts=True)[1].tolist()
+    return math.lgamma(len(targets_S) + 1) - sum(math.lgamma(count + 1) for count in counts_K)
 
 
 def jackknife_error(values_G: Floats) -> float:
@@ -200,6 +227,12 @@ def interval_of(samples: Samples, level: float = 0.95) -> Interval:
     low, high = np.quantile(usable_R, [share, 1.0 - share])
     below, above = _studentised_reach(samples.part_S, samples.counts_RS, tail)
     return Interval(float(min(low, samples.all - below)), float(max(high, samples.all + above)), len(usable_R))
+
+
+def widened(interval: Interval, score: float) -> Interval:
+    """Return the interval of a cross-validated score, from that of predictions which are taken as fixed."""
+    low, high = (score + CROSS_VALIDATED * (end - score) for end in (interval.low, interval.high))
+    return interval._replace(low=low, high=high)
 
 
 def _studentised_reach(part_S: Floats, counts_RS: Ints, tail: float) -> tuple[float, float]:

@@ -50,7 +50,7 @@ class Candidates:
     def search(self) -> EvaluationSet:
         """The windows of the search subjects."""
         found = self.predictions
-        return EvaluationSet(found.targets, found.subjects, found.folds, found.groups)
+        return EvaluationSet(found.targets, found.subjects, found.folds, found.groups, cross_validated=True)
 
     @property
     def held_out(self) -> EvaluationSet:

@@ -248,7 +248,9 @@ def score_by_ensemble_size(pool: Pool) -> dict[str, list[SizeScore]]:
 def _with_interval(like: MemberPredictions, mean_NO: Floats) -> SizeScore:
     found = replace(like, predictions=mean_NO[None], variances=None).at_level()
     metric = within_folds(found.metric, found.folds)
-    interval = bootstrap_subjects(metric, found.targets, found.predictions[0], found.units, n=CURVE_RESAMPLES)
+    interval = bootstrap_subjects(
+        metric, found.targets, found.predictions[0], found.units, n=CURVE_RESAMPLES, cross_validated=True
+    )
     return SizeScore(like.score(mean_NO), interval.low, interval.high)
 
 

@@ -97,7 +97,7 @@ class OuterScores:
 
     @property
     def _set(self) -> EvaluationSet:
-        return EvaluationSet(self.rows.targets, self.rows.subjects, self.rows.folds, self.units)
+        return EvaluationSet(self.rows.targets, self.rows.subjects, self.rows.folds, self.units, cross_validated=True)
 
 
 def fit_parts(
@@ -244,7 +244,7 @@ def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
     )
     baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:.3f})"
     rows, classes = scores.rows, outer.info.kind == "classification"
-    too_few = smallest_chance(rows.targets, scores.units, classes=classes) > MAX_CHANCE
+    too_few = smallest_chance(rows.targets, scores.units, classes=classes, parts=rows.folds) > MAX_CHANCE
     units = len(np.unique(scores.units))
     counted = f"{n} subjects" if units == n else resampled(n, units)
     few = f"beside {baseline}: {counted} are too few to say whether it generalizes to new people"

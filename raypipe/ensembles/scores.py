@@ -54,6 +54,8 @@ class EvaluationSet:
     """(N,)."""
     groups: Array | None = None
     """(N,) group of each subject; None where subjects share none."""
+    cross_validated: bool = False
+    """The networks that predict some rows were trained on the people of others: intervals are wider for it."""
 
     @property
     def units(self) -> Array:
@@ -72,7 +74,7 @@ class EvaluationSet:
         """Return one row per subject and repeat of the folds, with the target of its first window."""
         first = self.first_windows
         groups = None if self.groups is None else self.groups[first]
-        return EvaluationSet(self.targets[first], self.subjects[first], self.folds[first], groups)
+        return EvaluationSet(self.targets[first], self.subjects[first], self.folds[first], groups, self.cross_validated)
 
     @property
     def first_windows(self) -> Array:
@@ -97,7 +99,8 @@ class EvaluationSet:
             (self.folds, other.folds),
             (self.units, other.units),
         )
-        return EvaluationSet(*(np.concatenate(pair) for pair in pairs))
+        targets, subjects, folds, units = (np.concatenate(pair) for pair in pairs)
+        return EvaluationSet(targets, subjects, folds, units, self.cross_validated or other.cross_validated)
 
 
 @dataclass(frozen=True)
@@ -281,10 +284,14 @@ def _difference(name: str, metric: str, evaluation: EvaluationSet, a: Array, b: 
 def score_interval(metric: str, evaluation: EvaluationSet, predictions: Array) -> Interval:
     """Return the bootstrap interval of a score over subjects, or their groups; NaN if they are too few."""
     metric_of = within_folds(metric, evaluation.folds)
-    return bootstrap_subjects(metric_of, evaluation.targets, predictions, evaluation.units)
+    return bootstrap_subjects(
+        metric_of, evaluation.targets, predictions, evaluation.units, cross_validated=evaluation.cross_validated
+    )
 
 
 def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> Interval:
     """Return the bootstrap interval of ``score(a) - score(b)``; NaN if subjects or groups are too few."""
     metric_of = within_folds(metric, evaluation.folds)
-    return bootstrap_difference(metric_of, evaluation.targets, a, b, evaluation.units)
+    return bootstrap_difference(
+        metric_of, evaluation.targets, a, b, evaluation.units, cross_validated=evaluation.cross_validated
+    )

@@ -142,7 +142,7 @@ def _predictions(run: RunStore, windows: WindowStore) -> dict[str, Predictions]:
     keys = window_keys(windows)
     best = run.ranked()[0].number
     members = read_oof_predictions(run, [Member(best)], windows.subjects, windows.targets)
-    side = EvaluationSet(members.targets, members.subjects, members.folds, members.groups)
+    side = EvaluationSet(members.targets, members.subjects, members.folds, members.groups, cross_validated=True)
     found = {BEST_TRIAL: Predictions(keys[members.windows], side, members.predictions[0])}
     if Ensemble.exists(run):
         ensemble = Ensemble.load(run)

@@ -54,7 +54,7 @@ def compare_outer(runs: Sequence[OuterRun]) -> Comparison:
 def _predictions(run: OuterRun, scores: OuterScores) -> Predictions:
     pooled = scores.pooled
     keys = window_keys(windows_of_run(run))[pooled.windows]
-    side = EvaluationSet(pooled.targets, pooled.subjects, pooled.parts, pooled.groups)
+    side = EvaluationSet(pooled.targets, pooled.subjects, pooled.parts, pooled.groups, cross_validated=True)
     return Predictions(keys, side, pooled.predictions)
 
 

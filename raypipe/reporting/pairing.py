@@ -96,7 +96,9 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     both = np.unique(np.stack([one_folds, two_folds]), axis=1, return_inverse=True)[1]  # one network in either run
     sides = (first.evaluation_set.units[a], other.evaluation_set.units[b])
     units = min(sides, key=lambda units_N: len(np.unique(units_N)))
-    side = EvaluationSet(first.evaluation_set.targets[a], first.evaluation_set.subjects[a], both.reshape(-1), units)
+    known = first.evaluation_set
+    trained_on = known.cross_validated or other.evaluation_set.cross_validated
+    side = EvaluationSet(known.targets[a], known.subjects[a], both.reshape(-1), units, trained_on)
     one, two = first.predictions[a], other.predictions[b]
     scores = (side.score(metric, one), side.score(metric, two))
     interval = difference_interval(metric, side, two, one)

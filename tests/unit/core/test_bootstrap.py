@@ -19,6 +19,7 @@ from raypipe.core.bootstrap import (
     sign_flip_chance,
     smallest_chance,
 )
+from raypipe.core.levels import within_folds
 from raypipe.core.metrics import METRICS, score
 from tests.unit.core.examples import example
 
@@ -89,6 +90,9 @@ def test_the_smallest_chance_depends_on_people_and_their_classes() -> None:
     assert smallest_chance([0, 1] * 4, people, classes=True) == 1 / 16  # each has both classes
     assert smallest_chance([0, 0, 0, 0, 1, 1, 1, 1], people, classes=True) == pytest.approx(1 / 6)
     assert smallest_chance([0, 0, 0, 1, 1, 1], list("abcdef"), classes=True) == pytest.approx(1 / 20)
+    parts = [0, 0, 1, 1] * 3
+    assert smallest_chance([0, 1] * 6, np.arange(12), classes=True, parts=parts) == pytest.approx(1 / 20)  # two of 20
+    assert smallest_chance(np.arange(12.0), np.arange(12), classes=False, parts=parts) == 1 / 64
     assert smallest_chance([0, 0, 0, 0, 1, 1, 1, 1], list("abcdefgh"), classes=True) == pytest.approx(1 / 70)
 
 
@@ -157,3 +161,52 @@ def test_differences_are_within_the_range_of_the_metric() -> None:
     a, b = (np.stack([1 - np.array(p), p], 1) for p in (forward, forward[::-1]))
     found = bootstrap_difference("auc", y, a, b, subjects)
     assert -1.0 <= found.low <= found.high <= 1.0
+
+
+def test_a_cross_validated_score_has_an_interval_of_twice_the_variance():
+    rng = np.random.default_rng(1)
+    y, subjects = rng.normal(size=240), np.repeat(np.arange(24), 10)
+    pred = (y + rng.normal(size=240))[:, None]
+    value = score("nrmse", y, pred)
+    plain, wide = (bootstrap_subjects("nrmse", y, pred, subjects, n=200, cross_validated=cv) for cv in (False, True))
+    for one, other in zip(plain[:2], wide[:2], strict=True):
+        assert other - value == pytest.approx(2**0.5 * (one - value))
+    poor = bootstrap_subjects("r2", y, -pred, subjects, n=200, cross_validated=True)
+    best = bootstrap_subjects("r2", y, y[:, None] + 0.01 * pred, subjects, n=200, cross_validated=True)
+    assert poor.low < 0 < best.low < best.high <= 1.0
+
+
+def test_a_cross_validated_difference_contains_0_where_twice_the_variance_does():
+    part = np.random.default_rng(0).normal(size=40)
+    part = 0.1 * (part - part.mean()) / part.std() + 2.5 * 0.1 / 40**0.5  # 2.5 standard errors above 0
+    y, subjects = np.zeros(40), np.arange(40)
+    better, worse = np.ones((40, 1)), np.sqrt(1.0 + part)[:, None]
+    plain, wide = (
+        bootstrap_difference("rmse", y, better, worse, subjects, n=500, cross_validated=cv) for cv in (False, True)
+    )
+    assert plain.high < 0 < wide.high
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_intervals_of_cross_validated_ridge_cover_what_chance_gives(kind):
+    """Two people are in each other's training data, which resamples of the predictions do not see."""
+    covered, n, n_folds = [], 60, 5
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(n, 20))
+        y = rng.permutation(np.arange(n) % 2) if kind == "classes" else rng.normal(size=n)
+        fold, predicted = rng.permutation(np.arange(n) % n_folds), np.empty(n)
+        for k in range(n_folds):
+            inside, centre = fold != k, y[fold != k].mean()
+            gram = x[inside].T @ x[inside] + 60 * np.eye(20)
+            predicted[~inside] = centre + x[~inside] @ np.linalg.solve(gram, x[inside].T @ (y[inside] - centre))
+        shown, metric = predicted[:, None], "r2"
+        if kind == "classes":
+            shown, metric = np.stack([1 - predicted, predicted], axis=1), within_folds("auc", fold)
+        plain, wide = (
+            bootstrap_subjects(metric, y, shown, np.arange(n), n=200, cross_validated=cv) for cv in (False, True)
+        )
+        truth = 0.5 if kind == "classes" else 1 - (1 + np.mean((predicted - predicted.mean()) ** 2))
+        covered.append([found.low <= truth <= found.high for found in (plain, wide)])
+    as_fixed, found = np.mean(covered, axis=0)
+    assert as_fixed < 0.94 and found >= 0.94

@@ -76,7 +76,7 @@ def test_intervals_by_ensemble_size_are_those_of_the_table():
     people = replace(members, subjects=np.repeat(np.arange(20), 20), level="person")
     people = replace(people, targets=np.repeat(people.targets[::20], 20))
     found = score_by_ensemble_size(people)["by rank"][1]
-    side = EvaluationSet(people.targets, people.subjects, people.folds)
+    side = EvaluationSet(people.targets, people.subjects, people.folds, cross_validated=True)
     mean = side.mean_per_subject(people.predictions.mean(0))
     expected = score_interval(people.metric, side.per_subject(), mean)
     assert found.score == pytest.approx(side.per_subject().score(people.metric, mean))

@@ -72,7 +72,7 @@ def test_the_difference_and_its_interval_are_those_of_paired_predictions(store, 
     index = a.oof(0).windows
     y, one, two = windows.targets[index], a.oof(0).predictions, b.oof(0).predictions
     # Windows are paired by name, so they stand in another order; the bootstrap draws subjects, which do not change.
-    expected = bootstrap_difference("nrmse", y, two, one, windows.subjects[index])
+    expected = bootstrap_difference("nrmse", y, two, one, windows.subjects[index], cross_validated=True)
     assert pair.difference == pytest.approx(score("nrmse", y, two) - score("nrmse", y, one))
     assert (pair.low, pair.high) == pytest.approx((expected.low, expected.high))
     assert (pair.windows, pair.subjects) == (len(index), len(set(windows.subjects[index])))
