@@ -107,6 +107,11 @@ class WindowStore:
         """Return the folder or URI of each store."""
         return [self.where]
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Return the stores' hashes by name, where several are one."""
+        return {name: self.of(name).data_hash for name in self.names}
+
     def of(self, name: str) -> WindowStore:
         """Return the windows of a store by its name, which is empty for a single store.
 

@@ -130,6 +130,7 @@ def _create(
         labels=labels_of(windows),
         classes=windows.classes,
         outputs=windows.outputs,
+        stores=windows.hashes,
         seed=folds.seed,
         space=space.name,
         space_hash=space.hash,

@@ -87,7 +87,7 @@ def sweep(
                 metric=metric,
                 labels=labels_of(windows),
                 folds=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed, chosen.repeats),
-                stores={name: windows.of(name).data_hash for name in windows.names},
+                stores=windows.hashes,
             )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)
         how: dict[str, Any] = {"before_create": cluster.start, "warn": callback.on_warning}

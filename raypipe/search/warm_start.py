@@ -85,7 +85,8 @@ def collect_warm_trials(
     folds
         Fold map of the new run.
     stores
-        Hashes of the new run's stores by name, where it has several. Trials of a run of one of them are of that store.
+        Hashes of the new run's stores by name, where it has several. A trial is of the store with the hash of the one
+        that it was trained on, whatever the old run called that.
 
     Raises
     ------
@@ -138,8 +139,8 @@ def _people_of(run: RunStore) -> list[str]:
 def _translate(old: RunStore, result: TrialResult, space: SearchSpace, stores: Mapping[str, str]) -> WarmTrial:
     config = old.config(result.number)
     values = flatten(config)
-    if stores and not config.data.store:
-        values[STORE] = _store_of(old, stores)
+    if stores:
+        values[STORE] = _store_of(old, config.data.store, stores)
     point = optuna.trial.FixedTrial(values)
     try:
         with warnings.catch_warnings():
@@ -157,12 +158,14 @@ def _translate(old: RunStore, result: TrialResult, space: SearchSpace, stores: M
     )
 
 
-def _store_of(old: RunStore, stores: Mapping[str, str]) -> str:
-    """Return the name of the store, among several by hash, that all trials of an old run were trained on."""
+def _store_of(old: RunStore, old_name: str | None, stores: Mapping[str, str]) -> str:
+    """Return the name of the store, among several by hash, that a trial of an old run was trained on."""
+    trained_on = old.info.stores[old_name] if old_name else old.info.data_hash
     for name, data_hash in stores.items():
-        if data_hash == old.info.data_hash:
+        if data_hash == trained_on:
             return name
-    raise UserError(f"it was trained on none of the stores {', '.join(stores)}; the old run's is {old.info.data}")
+    where = f"store '{old_name}' of {old.info.data}" if old_name else old.info.data
+    raise UserError(f"it was trained on none of the stores {', '.join(stores)}; the old run's is {where}")
 
 
 def add_warm_trials(study: optuna.Study, run: RunStore) -> int:

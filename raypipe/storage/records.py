@@ -78,7 +78,7 @@ class LabelsInfo(FrozenModel):
 class RunInfo(SearchInfo):
     """The data, the target, the search space and the versions that a run was made with (``run.json``)."""
 
-    format: Literal["raypipe-run/6"] = "raypipe-run/6"
+    format: Literal["raypipe-run/7"] = "raypipe-run/7"
     id: str
     """Random. Every record of the run's trials has it, so that one of another run is noticed."""
     level: Level
@@ -87,6 +87,8 @@ class RunInfo(SearchInfo):
     labels: LabelsInfo
     outputs: list[str] = Field(default_factory=list)
     """Names of the values, where the target has several."""
+    stores: dict[str, str] = Field(default_factory=dict)
+    """Hashes of the stores by name, where there are several."""
     folds_hash: str
     warm: dict[str, Any] | None = None
     """Trials of other runs that the study starts with (`raypipe.search.warm_start`)."""

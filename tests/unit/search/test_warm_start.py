@@ -213,3 +213,23 @@ def test_trials_of_one_store_start_a_search_over_several_that_name_it(old, tmp_p
     assert warm.trials and {trial.params["data/store"] for trial in warm.trials} == {"b"}
     with pytest.raises(UserError, match=r"trial 0: it was trained on none of the stores a, b; the old run's is "):
         collect_warm_trials(old, space, stores={"a": "another", "b": "third"}, **start)
+
+
+def test_a_trial_of_one_of_several_stores_is_of_the_store_with_its_hash_whatever_its_name(tmp_path, windows):
+    old = make_run(tmp_path / "old", windows)
+    for number in range(2):
+        old.add_trial(number, tiny(data__store="ab"[number], optim__lr=3e-3 + number * 1e-3))
+        old.write_history(number, [])
+        result = {"score": 1.0, "best_epoch": 1, "epochs": 1, "seconds": 1, "reason": "toy", "finished": 0}
+        old.write_result(TrialResult(number=number, state="complete", **result))
+    edit_record(old.folder, "run.json", {"data": "a=here,b=there", "stores": {"a": "one", "b": "two"}})
+    old = RunStore.open(old.where)
+    start = {"target": "toy", "metric": "nrmse", "labels": SAME, "folds": NOTHING_HELD_OUT}
+    swapped = collect_warm_trials(old, SearchSpace(NARROW, stores=("a", "b")), stores={"a": "two", "b": "one"}, **start)
+    assert [(trial.number, trial.params["data/store"]) for trial in swapped.trials] == [(0, "b"), (1, "a")]
+    other = collect_warm_trials(old, SearchSpace(NARROW, stores=("a", "c")), stores={"a": "new", "c": "two"}, **start)
+    assert [(trial.number, trial.params["data/store"]) for trial in other.trials] == [(1, "c")]
+    with pytest.raises(
+        UserError, match=r"trial 0: it was trained on none of .* b; the old run's is store 'a' of a=here"
+    ):
+        collect_warm_trials(old, SearchSpace(NARROW, stores=("a", "b")), stores={"a": "new", "b": "other"}, **start)
