@@ -31,6 +31,7 @@ from raypipe.data.given_windows import (
 from raypipe.data.piece_reader import MAX_SAMPLE
 from raypipe.data.scales import check_usual_scale
 from raypipe.data.selection import check_subjects
+from raypipe.data.shared_signal import without_shared
 from raypipe.data.window_store import WindowStore
 from raypipe.recordings.units import volts_per
 
@@ -125,8 +126,8 @@ def from_arrays(
     Raises
     ------
     UserError
-        Shapes or lengths do not fit, a sample or target is missing, there is one subject only, samples are not on the
-        scale of EEG, or the folder has other content.
+        Shapes or lengths do not fit, a sample or target is missing, there is one subject only, two subjects share
+        signal of one `recording`, samples are not on the scale of EEG, or the folder has other content.
     DiskFullError
         The disk is full.
 
@@ -173,7 +174,8 @@ def store_of_arrays(
     check_subjects(set(subjects), "subject")
     if name is not None:
         check_one_line(str(name), "name")
-    keys = recording_keys(subjects, None if recording is None else _recordings(recording, len(subjects)))
+    recordings = None if recording is None else _recordings(recording, len(subjects))
+    keys = recording_keys(subjects, recordings)
     group_of = None if groups is None else read_groups(groups, subjects)
     spec, grouped = given_spec(source, name, labels), None if groups is None else "groups"
     asked = given_settings(spec, crop=crop, dtype=dtype, metric=metric, groups=grouped, **limits)
@@ -185,7 +187,11 @@ def store_of_arrays(
     _check_first(first)
     plan = make_given_plan(asked, channels, rate, first.shape[2])
     rows = GivenRows(keys, subjects, read_onsets(onset, keys, plan.window), targets)
-    given = GivenWindows(asked, plan, labels, rows, chain([first], blocks), Ledger(), UNIT_HINT, group_of)
+    whole: Iterator[NDArray[np.float32]] = chain([first], blocks)
+    if recordings is not None and onset is not None:
+        people = [(group_of or {}).get(who, who) for who in subjects]
+        whole = without_shared(whole, recordings, rows.onsets, people, rate)
+    given = GivenWindows(asked, plan, labels, rows, whole, Ledger(), UNIT_HINT, group_of)
     return given.write(out, progress)
 
 

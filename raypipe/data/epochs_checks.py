@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +10,7 @@ from numpy.typing import NDArray
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.epochs_files import EpochsSource
 from raypipe.data.plan import RATE_TOLERANCE
-
-MAX_PAIRS = 200
-"""Pairs of epochs of one file that are compared."""
-MIN_SHARED = 8
-"""Samples that two epochs must share to be compared."""
-MAX_DIFFERENCE = 1e-3
-"""Spread of the difference of two pieces, in spreads of the signal, below which they are one."""
+from raypipe.data.shared_signal import overlapping_pairs, refuse_shared
 
 
 def common_channels(sources: list[EpochsSource], asked: Sequence[str] | None) -> list[str]:
@@ -77,9 +70,6 @@ def check_overlaps(
 ) -> None:
     """Check that no two people of one file share a piece of signal, which folds over people would not keep together.
 
-    Epochs that overlap in time are compared sample by sample, but for a constant, which a baseline may have removed.
-    Times alone prove nothing: joined recordings may both begin at 0.
-
     Parameters
     ----------
     rows
@@ -95,25 +85,8 @@ def check_overlaps(
     if len(set(people)) < 2:
         return
     facts = source.facts
-    order = np.argsort(facts.onsets[rows], kind="stable")
-    longest = (facts.samples - MIN_SHARED) / facts.sfreq
-    pairs = [
-        (one, other)
-        for one, other in pairwise(order)
-        if people[one] != people[other] and facts.onsets[rows[other]] - facts.onsets[rows[one]] <= longest
-    ]
-    for one, other in pairs[:: 1 + len(pairs) // MAX_PAIRS]:
-        shift = round((facts.onsets[rows[other]] - facts.onsets[rows[one]]) * facts.sfreq)
+    onsets_N = facts.onsets[rows]
+    for one, other in overlapping_pairs(onsets_N, people, facts.samples, facts.sfreq):
         x_NCT = np.concatenate(list(source.read(rows[[one, other]], channels)))
-        shared, start = (facts.samples - shift) / facts.sfreq, facts.onsets[rows[other]]
-        if _is_one_signal(x_NCT[0][:, shift:], x_NCT[1][:, : facts.samples - shift]):
-            raise UserError(
-                f"{source.name}: epochs of '{people[one]}' and '{people[other]}' share {shared:g} s of signal, "
-                f"from {start:g} s on, so they are of one recording; name one person in both, or join them with "
-                "groups"
-            )
-
-
-def _is_one_signal(one_CT: NDArray[np.float64], other_CT: NDArray[np.float64]) -> bool:
-    spread = float(np.std(one_CT, axis=1).max())
-    return spread > 0 and float(np.std(one_CT - other_CT, axis=1).max()) < MAX_DIFFERENCE * spread
+        times, both = (float(onsets_N[one]), float(onsets_N[other])), (people[one], people[other])
+        refuse_shared(f"{source.name}: epochs", (x_NCT[0], x_NCT[1]), times, both, facts.sfreq)

@@ -298,3 +298,22 @@ def test_channels_and_rate_are_kept(tmp_path):
     assert repr(store).startswith(
         f"<WindowStore {tmp_path / 'store'}: 60 windows of 4 channels x 100 samples at 100 Hz"
     )
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_two_people_who_share_signal_of_a_recording_are_refused(tmp_path, one_by_one):
+    signal_CT = np.random.default_rng(0).normal(0, 2e-5, (2, 1000))
+
+    def write(name, step, *, fresh=False, **others):
+        x = np.stack([signal_CT[:, step * k : step * k + 90] for k in range(12)])
+        if fresh:
+            x = np.random.default_rng(1).normal(0, 2e-5, x.shape)
+        given = {"recording": ["run-1"] * 12, "onset": 1 + step / 100 * np.arange(12)} | others
+        labels = {"y": [0, 0, 0, 1, 1, 1] * 2, "subject": ["p", "q", "r"] * 4}
+        X = iter(x) if one_by_one else x
+        return from_arrays(X, **labels, sfreq=100, ch_names=["Cz", "Pz"], out=tmp_path / name, **given)
+
+    with pytest.raises(UserError, match=r"recording 'run-1' of 'p' and 'q' share 0.4 s of signal, from 1.5 s on"):
+        write("shared", 50)
+    assert len(write("grouped", 50, groups=dict.fromkeys("pqr", "one"))) == 12
+    assert len(write("named alike", 50, fresh=True)) == 12  # each person's own recording "run-1"
