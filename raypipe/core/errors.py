@@ -82,8 +82,12 @@ _PATH = re.compile(r"(?:Posix|Windows)?Path\('([^']*)'\)")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 300 characters; its type where it has no message."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, at most 300 characters; its type where it has no message.
+
+    One that ends with a colon announces the reason, and is joined with the next one.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return _PATH.sub(r"\1", line)[:300]
 
 
