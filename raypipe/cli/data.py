@@ -199,7 +199,7 @@ def prepare(
         tuple[float, float] | None,
         typer.Option(
             metavar="FIRST LAST",
-            help="Subtract the mean between two times in seconds from the event, such as --baseline -0.2 0.",
+            help="Subtract the mean between two times (s) from the event, such as --baseline -0.2 0 with --tmin -0.2.",
             show_default="none",
         ),
     ] = None,
