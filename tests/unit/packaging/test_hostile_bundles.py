@@ -9,6 +9,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load, save
 
 from raypipe.core.errors import UserError
@@ -310,7 +311,8 @@ def with_tensors(source, target, change):
 
 def edited(change):
     def apply(data):
-        tensors = load(data)
+        # safetensors reads a file's tensors in a random order
+        tensors = dict(sorted(load(data).items()))
         change(tensors)
         return save(tensors)
 
@@ -325,7 +327,7 @@ def poison(value):
 
 
 def other_type(tensors):
-    name = next(iter(tensors))
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == torch.float32)
     tensors[name] = tensors[name].double()
 
 
