@@ -253,7 +253,8 @@ def prepare(
         int | None, typer.Option(min=1, help="Recordings read at the same time.", show_default="one per core")
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out damaged recordings instead of stopping.")
+        bool,
+        typer.Option("--skip-unreadable", help="Leave out damaged recordings or files of epochs instead of stopping."),
     ] = False,
     mini: Annotated[bool, typer.Option("--mini", help="Download the small version of hbn:R1 to hbn:R11.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder to download hbn:R1 to hbn:R11 to.")] = Path("hbn"),

@@ -13,7 +13,7 @@ from raypipe.core.errors import UserError
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
 
-STORED = ("groups", "crop", "dtype", "metric", "max_windows", "min_windows", "seed")
+STORED = ("groups", "crop", "dtype", "metric", "max_windows", "min_windows", "seed", "skip_unreadable")
 OPTIONS = ("epochs", "subject", "target", "out", "channels", *STORED)
 """Options of `prepare` that `--epochs` takes."""
 
@@ -35,7 +35,8 @@ def prepare_epochs(context: typer.Context, channels: Sequence[str] | None) -> Wi
         if name not in OPTIONS and source is not None and source.name == "COMMANDLINE":
             if name == "bids":
                 raise UserError(f"{options['bids'][0]}: not with --epochs; put a pattern in quotes: 'sub-*_epo.fif'")
-            raise UserError(f"--{name.replace('_', '-')}: not with --epochs, whose windows are taken as they are")
+            reason = "which one process reads" if name == "jobs" else "whose windows are taken as they are"
+            raise UserError(f"--{name.replace('_', '-')}: not with --epochs, {reason}")
     with ProgressCounter(console, "preparing") as counter:
         return from_epochs(
             options["epochs"],

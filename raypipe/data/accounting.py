@@ -12,6 +12,8 @@ NO_RECORDING = "no recording in its folder"
 NO_FOLDER = "in participants.tsv only"
 ONLY_LEFT_OUT = "all recordings left out"
 """Reasons for leaving people out."""
+UNREADABLE = "unreadable"
+"""Reason for leaving a recording or a file out."""
 
 
 class LeftOut(FrozenModel):

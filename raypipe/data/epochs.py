@@ -16,7 +16,7 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind, metric_for
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import Ledger
-from raypipe.data.epochs_checks import check_overlaps, check_same, common_channels
+from raypipe.data.epochs_checks import check_overlaps, check_same, common_channels, readable
 from raypipe.data.epochs_files import EpochsSource, entity_of, find_epochs
 from raypipe.data.given_column import column, is_missing_value
 from raypipe.data.given_labels import are_codes, read_labels
@@ -89,6 +89,7 @@ def from_epochs(
     max_windows: int | None = None,
     min_windows: int | None = None,
     seed: int = 0,
+    skip_unreadable: bool = False,
     progress: Progress = no_progress,
 ) -> WindowStore:
     """Write a store of windows that are MNE epochs, with their targets.
@@ -119,6 +120,8 @@ def from_epochs(
         Names of EEG channels, or one. Default: all, which must then be the same in all files.
     crop, dtype, metric, max_windows, min_windows, seed
         See `from_arrays`.
+    skip_unreadable
+        Leave out files that are damaged or hold no epochs, instead of stopping.
     progress
         Called with the epochs done, their total and a short text.
 
@@ -141,9 +144,8 @@ def from_epochs(
     """
     stored: dict[str, Any] = {"crop": crop, "dtype": dtype, "metric": metric, "progress": progress}
     limits: dict[str, Any] = {"max_windows": max_windows, "min_windows": min_windows, "seed": seed}
-    return store_of_epochs(
-        SOURCE, epochs, subject=subject, target=target, out=out, groups=groups, channels=channels, **stored, **limits
-    )
+    where: dict[str, Any] = {"groups": groups, "channels": channels, "skip_unreadable": skip_unreadable}
+    return store_of_epochs(SOURCE, epochs, subject=subject, target=target, out=out, **where, **stored, **limits)
 
 
 def store_of_epochs(
@@ -159,15 +161,17 @@ def store_of_epochs(
     dtype: str,
     metric: str | None,
     progress: Progress,
+    skip_unreadable: bool = False,
     **limits: int | None,
 ) -> WindowStore:
     """Write a store as `from_epochs` does, which documents the arguments; `source` names its target."""
     wanted, ledger = parse_target(target), Ledger()
     channels = (channels,) if isinstance(channels, str) else channels
-    sources = find_epochs(epochs)
+    found = find_epochs(epochs)
+    sources = readable(found, ledger) if skip_unreadable else found
     names = common_channels(sources, channels)
     check_same(sources)
-    parts = [_used_part(source, wanted, subjects_of(source, subject, len(sources)), ledger) for source in sources]
+    parts = [_used_part(source, wanted, subjects_of(source, subject, len(found)), ledger) for source in sources]
     subjects = [who for part in parts for who in part.subjects]
     labels, targets = _labels(parts, subjects, wanted)
     check_subjects(set(subjects), "epochs")

@@ -1,4 +1,4 @@
-"""Check that MNE epochs fit each other, and that no two people share a piece of signal."""
+"""Check that MNE epochs can be read and fit each other, and that no two people share a piece of signal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError, nearest
+from raypipe.data.accounting import UNREADABLE, Ledger
 from raypipe.data.epochs_files import EpochsSource
 from raypipe.data.plan import RATE_TOLERANCE
 from raypipe.data.shared_signal import overlapping_pairs, refuse_shared
+from raypipe.recordings.signal import UnreadableRecordingError
 
 
 def common_channels(sources: list[EpochsSource], asked: Sequence[str] | None) -> list[str]:
@@ -40,6 +42,29 @@ def common_channels(sources: list[EpochsSource], asked: Sequence[str] | None) ->
 
 def _hint(asked: Sequence[str] | None) -> str:
     return "" if asked is not None else "; name those to use with channels"
+
+
+def readable(sources: list[EpochsSource], ledger: Ledger) -> list[EpochsSource]:
+    """Return the sources that can be read to their last sample; the others are left out and counted.
+
+    Raises
+    ------
+    UserError
+        None can.
+    """
+    kept, problem = [], None
+    for source in sources:
+        try:
+            for _ in source.read(np.arange(len(source.facts.onsets)), source.facts.channels[:1]):
+                pass
+            kept.append(source)
+        except UnreadableRecordingError as error:
+            problem = error
+            ledger.find(source.name, "")
+            ledger.leave_out(source.name, UNREADABLE, str(error))
+    if problem and not kept:
+        raise UserError(f"no file can be read; the last one: {problem}")
+    return kept
 
 
 def check_same(sources: list[EpochsSource]) -> None:

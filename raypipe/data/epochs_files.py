@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError, first_line, nearest
+from raypipe.recordings.fif import check_whole, is_fif
 from raypipe.recordings.recording import entities_of
+from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.recordings.tables import find_column, list_some
 
+DAMAGED = "damaged: MNE cannot read its epochs"
 BLOCK_BYTES = 1 << 25
 """Bytes of epochs, as float64, that are in memory at a time."""
 _SUFFIX = re.compile(r"[-_](?:epo|epochs)$", re.IGNORECASE)
@@ -68,7 +71,12 @@ class EpochsSource:
                 epochs.drop_bad(verbose="ERROR")  # some versions of MNE return None
                 return epochs
         except Exception as error:  # MNE raises exceptions of many types
-            raise UserError(f"{self.name}: its epochs cannot be read ({first_line(error)})") from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> UserError:
+        if self.path is None:
+            return UserError(f"{self.name}: its epochs cannot be read ({first_line(error)})")
+        return UnreadableRecordingError(f"{self.path}: {DAMAGED}")
 
     @cached_property
     def facts(self) -> EpochsFacts:
@@ -94,7 +102,7 @@ class EpochsSource:
                 warnings.simplefilter("ignore")
                 x_NCT: NDArray[Any] = epochs.get_data(picks=list(channels), item=rows, copy=False, verbose="ERROR")
         except Exception as error:  # MNE raises exceptions of many types
-            raise UserError(f"{self.name}: its epochs cannot be read ({first_line(error)})") from None
+            raise self._unreadable(error) from None
         return x_NCT
 
 
@@ -188,18 +196,25 @@ def read_epochs_file(path: Path) -> Any:
     Raises
     ------
     UserError
-        There is no such file, or it holds no epochs that MNE can read.
+        There is no such file.
+    UnreadableRecordingError
+        It holds no epochs, or is damaged.
     """
     import mne
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if not is_fif(path):
+        raise UnreadableRecordingError(f"{path}: not a FIF file of MNE epochs")
+    check_whole(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that do not end as MNE's do
             return mne.read_epochs(path, proj=False, preload=False, verbose="ERROR")
     except Exception as error:  # MNE raises exceptions of many types
-        raise UserError(f"{path}: not a FIF file of MNE epochs ({first_line(error)})") from None
+        lacks = re.match(r"Could not find (epochs|event|processed) data", str(error))
+        problem = "not a FIF file of MNE epochs, but of something else" if lacks else DAMAGED
+        raise UnreadableRecordingError(f"{path}: {problem}") from None
 
 
 def find_epochs(epochs: Any) -> list[EpochsSource]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from raypipe.core.errors import UserError, first_line
 from raypipe.core.parallel import map_processes, usable_cores
 from raypipe.core.progress import Progress, no_progress
-from raypipe.data.accounting import NO_RECORDING, Accounting, Ledger
+from raypipe.data.accounting import NO_RECORDING, UNREADABLE, Accounting, Ledger
 from raypipe.data.facts import RecordingFacts, read_facts
 from raypipe.data.hbn import add_releases
 from raypipe.data.selection import find_in_folders
-from raypipe.data.store_build import MIN_PARALLEL_HEADERS, UNREADABLE
+from raypipe.data.store_build import MIN_PARALLEL_HEADERS
 from raypipe.data.suggestions import Suggestion, suggest_targets
 from raypipe.data.table_facts import (
     ColumnFacts,

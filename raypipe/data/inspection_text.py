@@ -11,8 +11,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from raypipe.core.text import format_duration
+from raypipe.data.accounting import UNREADABLE
 from raypipe.data.facts import NO_EVENTS, RecordingFacts
-from raypipe.data.store_build import UNREADABLE
 from raypipe.data.table_facts import NO_TARGET, ColumnFacts, EventValue
 from raypipe.data.target_base import Target
 from raypipe.recordings.channels import find_name

@@ -8,6 +8,7 @@ from pathlib import Path
 from raypipe.core.errors import UserError
 from raypipe.core.parallel import map_processes
 from raypipe.core.progress import Progress
+from raypipe.data.accounting import UNREADABLE
 from raypipe.data.alignment import Floats
 from raypipe.data.alignment_units import aligned_together, lacking_classes
 from raypipe.data.kept_windows import alignment_of
@@ -32,11 +33,8 @@ from raypipe.recordings.signal import UnreadableRecordingError
 
 MIN_PARALLEL_HEADERS = 200
 """Number of recordings from which several processes read headers; for fewer, starting processes takes longer."""
-
-
-UNREADABLE = "unreadable"
 OTHER_SCALE = "of another scale than the others"
-"""Reasons for leaving recordings out."""
+"""Reason for leaving a recording out."""
 
 
 def open_if_up_to_date(folder: Path, asked: Settings, selection: Selection) -> WindowStore | None:

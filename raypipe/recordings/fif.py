@@ -22,6 +22,8 @@ _GAPS = ("bad_acq_skip",)
 _SPLICES = ("bad boundary", "edge boundary", "boundary", "new segment/")
 """Annotations of times at which recordings were joined."""
 _TAG = struct.Struct(">4i")
+_FILE_ID = (100, 31, 20)
+"""Kind, type and size of the first tag of a file."""
 _TYPES = {"stim": "trig"}
 """Types of MNE that channels.tsv calls otherwise."""
 
@@ -113,14 +115,26 @@ class FifSignal(RawSignal):
             warnings.simplefilter("ignore")
             raw = mne.io.read_raw_fif(path, preload=False, allow_maxshield=True, verbose="ERROR")
         for part in raw.filenames:
-            _check_whole(Path(part))
+            check_whole(Path(part))
         super().__init__(raw, path)
 
 
-def _check_whole(path: Path) -> None:
+def is_fif(path: Path) -> bool:
+    """Return whether a file begins as FIF files do: with a tag of kind 100, which names the file."""
+    with open(path, "rb") as file:
+        first = file.read(_TAG.size)
+    return len(first) == _TAG.size and _TAG.unpack(first)[:3] == _FILE_ID
+
+
+def check_whole(path: Path) -> None:
     """Check that the last tag of a file is there: MNE takes a file that was cut between two tags for a shorter one.
 
     A tag begins with its kind, type, size and the place of the next one: 0 for the one that follows, -1 for the last.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        It is not there.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:

@@ -61,7 +61,7 @@ def test_several_patterns_are_one_store(files, tmp_path):
         (["BIDS", "--subject", "metadata:x"], "--subject: only with --epochs"),
         (["BIDS", "--epochs", "*.fif"], "BIDS: not with --epochs; put a pattern in quotes"),
         (["--epochs", "*.fif", "--band", "1", "40"], "--band: not with --epochs"),
-        (["--epochs", "*.fif", "--skip-unreadable"], "--skip-unreadable: not with --epochs"),
+        (["--epochs", "*.fif", "--jobs", "2"], "--jobs: not with --epochs, which one process reads"),
         (["--epochs", "*.fif"], "*.fif: no file fits"),
         (["--epochs", "FOUND", "--max-windows", "0"], "max_windows 0: must be at least 1"),
         (["--epochs", "FOUND", "--channels", ""], "channel '' is not there"),

@@ -13,9 +13,11 @@ import pytest
 from raypipe.core.errors import UserError
 from raypipe.data import epochs_files
 from raypipe.data.epochs import from_epochs
+from raypipe.data.epochs_files import DAMAGED
 from raypipe.data.prepare import prepare
 from raypipe.data.splits import audit_subjects, folds_of
 from raypipe.data.window_store import WindowStore
+from raypipe.recordings.signal import UnreadableRecordingError
 from tests.support.given import CHANNELS, SFREQ, info, manifest_of, simulate_windows, store_files, write_bids
 
 WINDOWS = simulate_windows(subjects=5, each=8)
@@ -296,6 +298,44 @@ def test_files_that_hold_no_epochs_are_one_line(files, tmp_path):
         from_epochs(tmp_path, out=tmp_path / "store")
     with pytest.raises(UserError, match="its name has no entity 'ses-'"):
         from_epochs(files / "sub-*_epo.fif", subject="filename:ses", out=tmp_path / "store")
+
+
+def cut_to(part: float):
+    return lambda data: data[: int(part * len(data))]
+
+
+DAMAGES = {
+    "cut in its samples": (cut_to(0.7), "truncated: it has"),
+    "cut in its header": (cut_to(0.1), "truncated: it has"),
+    "empty": (cut_to(0.0), "not a FIF file of MNE epochs"),
+    "metadata without meaning": (lambda data: data.replace(b'[{"', b"[{{"), DAMAGED),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_one_line_or_left_out_and_counted(files, tmp_path, damage):
+    change, message = DAMAGES[damage]
+    for who in PEOPLE:
+        data = (files / f"sub-{who}_epo.fif").read_bytes()
+        changed = change(data) if who == "03" else data
+        assert (changed != data) == (who == "03")
+        (tmp_path / f"sub-{who}_epo.fif").write_bytes(changed)
+    pattern, path = tmp_path / "sub-*_epo.fif", tmp_path / "sub-03_epo.fif"
+    with pytest.raises(UnreadableRecordingError) as caught:
+        from_epochs(pattern, out=tmp_path / "store")
+    assert str(caught.value).startswith(f"{path}: {message}") and "\n" not in str(caught.value)
+    assert not re.search(r"object|buffer|NoneType|codec", str(caught.value))
+    store = from_epochs(pattern, out=tmp_path / "store", skip_unreadable=True)
+    assert len(store) == 32 and set(store.subjects) == set(PEOPLE) - {"03"}
+    account = store.manifest.accounting
+    assert [(each.name, each.reason) for each in account.recordings_left_out] == [(str(path), "unreadable")]
+    assert account.recordings_found == 5 and account.recordings_left_out[0].detail == str(caught.value)
+
+
+def test_where_no_file_can_be_read_there_is_nothing_to_skip_to(tmp_path):
+    (tmp_path / "sub-1_epo.fif").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"^no file can be read; the last one: .*sub-1_epo\.fif: not a FIF file"):
+        from_epochs(tmp_path / "sub-*_epo.fif", out=tmp_path / "store", skip_unreadable=True)
 
 
 def test_files_stay_closed_and_on_disk(files, tmp_path, monkeypatch):
