@@ -157,7 +157,7 @@ def parse_table(spec: str, argument: str, joined_on: tuple[str, ...] = ()) -> Ta
         There is no such table, or it lacks the column or ``participant_id``.
     """
     place, kind = split_kind(argument)
-    file, _, named = place.rpartition(":")
+    file, named = _file_and_columns(place)
     columns = split_columns(spec, f"{named}:{kind}" if kind else named)[0] if named else ()
     if not (file and columns):
         raise UserError(f"target '{spec}': needs a file and a column, such as table:labels.csv:score")
@@ -167,6 +167,16 @@ def parse_table(spec: str, argument: str, joined_on: tuple[str, ...] = ()) -> Ta
         joined_on = _keys_in(file, table, columns)
     chosen = EventTable if "onset" in joined_on else LabelTable
     return chosen(spec, joined_on=joined_on, file=file, columns=columns, kind=kind)
+
+
+def _file_and_columns(place: str) -> tuple[str, str]:
+    """Divide ``FILE:COLUMN`` after the first part that is a file, since either name may have colons."""
+    parts = place.split(":")
+    for n in range(1, len(parts)):
+        if Path(":".join(parts[:n])).expanduser().is_file():
+            return ":".join(parts[:n]), ":".join(parts[n:])
+    file, _, named = place.rpartition(":")
+    return file, named
 
 
 def _keys_in(file: str, table: pd.DataFrame, columns: Sequence[str]) -> tuple[str, ...]:

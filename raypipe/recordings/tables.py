@@ -89,7 +89,7 @@ def _table(path: Path, rows: list[tuple[int, list[str]]], separator: str = "tabs
     """Return the table of numbered lines of cells, the first of which has the names of the columns."""
     what = f"not a table of values separated by {separator}"
     if not rows:
-        raise UnreadableRecordingError(f"{path}: {what} (it is empty)")
+        raise UnreadableRecordingError(f"{path}: not a table: it is empty")
     header = list(rows[0][1])
     while header and not header[-1]:
         header.pop()

@@ -58,6 +58,13 @@ def test_a_row_for_each_person(bids, tmp_path):
     assert np.isnan(target.segment(first, 6.0, TIMING, None).segments[0].target)
 
 
+def test_names_of_files_and_columns_may_have_colons(bids, tmp_path):
+    path = table(tmp_path, "participant_id,age:years\nsub-01,1.5\n2,2.5\n", "of:2026.csv")
+    target, labels = labels_of(bids, path, "age:years:regression")
+    assert (target.file, target.columns) == (str(path), ("age:years",))
+    assert (labels.kind, labels.by_subject) == ("regression", {"01": 1.5, "02": 2.5})
+
+
 def test_a_row_for_each_recording(bids, tmp_path):
     rows = "".join(
         f"sub-{n:02d}\tses-{s}\t1\t{kind}\n" for n in range(1, 5) for s, kind in (("a", "low"), ("b", "high"))
