@@ -79,7 +79,7 @@ class LiveReader:
             "epoch": row.epochs,
             "total": row.total,
             "best_epoch": row.best_epoch,
-            "time": format_duration(row.seconds),
+            "time": format_duration(row.seconds) if row.epochs else "",
             "why": "" if row.state == "complete" else row.reason,
             "failure": row.failure,
             "drawn": {name: format_value(value) for name, value in drawn.items()},
@@ -142,9 +142,13 @@ def _limit(value: float | None, text: Any) -> str:
 
 
 def varied(drawn: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the names of parameters that differ between trials, in the order in which they are drawn."""
+    """Return the names of parameters that differ between trials, in the order in which they are drawn.
+
+    The first trials of a search may be of one family: a name of the model that was drawn is always there.
+    """
     names = dict.fromkeys(name for each in drawn for name in each)
-    return [name for name in names if len({repr(each[name]) for each in drawn if name in each}) > 1]
+    different = (len({repr(each[name]) for each in drawn if name in each}) > 1 for name in names)
+    return [name for name, differs in zip(names, different, strict=True) if differs or name == "model/name"]
 
 
 def best_trial(status: Status) -> int | None:

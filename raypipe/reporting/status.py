@@ -47,6 +47,8 @@ class TrialRow:
     """Time of one worker, summed over folds."""
     reason: str
     failure: str | None = None
+    model: str = ""
+    """``model/name``; empty for a trial without a record."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Status:
     def states(self) -> Counter[str]:
         """Return the number of trials by state."""
         return Counter(row.state for row in self.rows)
+
+    @property
+    def has_families(self) -> bool:
+        """Return whether trials have different models."""
+        return len({row.model for row in self.rows if row.model}) > 1
 
     @property
     def failure_kinds(self) -> Counter[str]:
@@ -169,8 +176,9 @@ def _read_trial(run: RunStore, found: tuple[int, set[str]]) -> ReadTrial:
 
 def _row(run: RunStore, trial: ReadTrial, alive: bool) -> TrialRow:
     total = trial.record.config.epochs if trial.record else 0
+    model = str(trial.record.config.model.name) if trial.record else ""
     if trial.result is None:
-        return _unfinished_row(run, trial.number, total, alive)
+        return _unfinished_row(run, trial.number, total, model, alive)
     result = trial.result
     return TrialRow(
         number=result.number,
@@ -182,10 +190,11 @@ def _row(run: RunStore, trial: ReadTrial, alive: bool) -> TrialRow:
         seconds=result.seconds,
         reason=result.reason,
         failure=result.failure,
+        model=model,
     )
 
 
-def _unfinished_row(run: RunStore, number: int, total: int, alive: bool) -> TrialRow:
+def _unfinished_row(run: RunStore, number: int, total: int, model: str, alive: bool) -> TrialRow:
     """Return the state of a trial that has not ended, from its epochs so far."""
     history = run.history(number)
     best = best_epoch(history, run.info.direction)
@@ -198,6 +207,7 @@ def _unfinished_row(run: RunStore, number: int, total: int, alive: bool) -> Tria
         total=total,
         seconds=sum(epoch.seconds for epoch in history),
         reason="",
+        model=model,
     )
 
 

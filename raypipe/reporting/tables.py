@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raypipe.reporting.pairing import PairedDifference
     from raypipe.reporting.status import Status
 
-LEFT_ALIGNED = {"state", "reason", "failure"}
+LEFT_ALIGNED = {"state", "model", "reason", "failure"}
 """Columns of text."""
 
 
@@ -66,15 +66,18 @@ def show_status(console: Console, status: Status) -> None:
 
 
 def _status_table(status: Status) -> Table:
-    table = _table(["trial", "state", shown_metric(status.metric), "best epoch", "epochs", "worker time", "reason"])
+    metric = shown_metric(status.metric)
+    models = ["model"] if status.has_families else []
+    table = _table(["trial", "state", *models, metric, "best epoch", "epochs", "worker time", "reason"])
     for row in status.top_rows():
         table.add_row(
             str(row.number),
             row.state,
+            *[_text(row.model) for _ in models],
             "" if row.score is None else f"{row.score:.4f}",
-            str(row.best_epoch),
+            str(row.best_epoch or ""),
             f"{row.epochs}/{row.total}" if row.total else "",
-            format_duration(row.seconds),
+            format_duration(row.seconds) if row.epochs else "",
             "" if row.state == "complete" else _text(row.reason),
         )
     return table

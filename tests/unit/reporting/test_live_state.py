@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.reporting.live_state import LiveReader, encode_state, point_text
+from raypipe.reporting.live_state import LiveReader, encode_state, point_text, varied
 from raypipe.search.requests import ask_to_stop, parse_point
 from raypipe.search.study import StudyQueue
 from raypipe.storage.driver_record import Resources
@@ -46,13 +46,21 @@ def test_the_state_has_what_the_page_shows(run):
     assert state["resources"] == ["2 of 8 cores used"] and state["planned"] == 5
     assert state["states"] == {"complete": 1, "failed": 1, "running": 1} and state["best"] == 0
     assert [trial["state"] for trial in state["trials"]] == ["complete", "failed", "running"]
-    first, failed, _ = state["trials"]
+    first, failed, running = state["trials"]
     assert first["curve"] == [epoch.score for epoch in run.history(0)] and first["epoch"] == len(first["curve"])
     assert failed["why"] == "<b>loss</b>" and failed["failure"] == "non-finite" and failed["curve"] == []
     assert state["parameters"][0] == "optim/lr" and first["drawn"]["optim/lr"] == "0.003"
+    assert first["time"] and running["time"] == "", "no epoch has ended"
     assert state["used"][0].endswith("of 10 min 00 s") and state["left"]
     assert state["requests"][0]["what"] == "stop trial 2" and state["requests"][0]["answer"] is None
     assert state["report"] is False and state["verdict"] is None
+
+
+def test_a_drawn_model_is_shown_before_a_second_one_is_tried():
+    drawn = [{"model/bands": "alpha", "model/name": "covariance", "model/order": 1}]
+    assert varied(drawn) == ["model/name"]
+    assert varied([*drawn, {"model/name": "linear", "model/bands": "theta"}]) == ["model/bands", "model/name"]
+    assert varied([{"optim/lr": 0.1}, {"optim/lr": 0.1}]) == []
 
 
 def test_a_driver_that_was_killed_is_gone_and_one_that_ended_has_stopped(run, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
+from raypipe.core.config import TrialConfig
 from raypipe.reporting.status import LOG_LINES, MAX_FAILURES, MAX_ROWS, read_status
 from raypipe.reporting.tables import show_status
 from raypipe.storage.records import Epoch, TrialResult
@@ -73,6 +74,19 @@ def test_of_many_trials_unfinished_best_and_latest_are_shown(tmp_path, capsys):
     show_status(Console(width=100), found)
     out = capsys.readouterr().out
     assert "30 more trials; all of them: raypipe trials" in out.replace("\n", " ")
+
+
+def test_models_are_a_column_where_they_differ_and_times_only_where_an_epoch_ended(tmp_path, capsys):
+    run = make_run(tmp_path / "run", ToyWindows())
+    run.add_trial(0, tiny())
+    show_status(Console(width=100), read_status(run))
+    first = capsys.readouterr().out.splitlines()
+    assert "model" not in first[1] and first[2].split() == ["0", "interrupted", f"0/{tiny().epochs}"]
+    run.add_trial(1, TrialConfig(model={"name": "linear"}))
+    show_status(Console(width=100), read_status(run))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].split()[:3] == ["trial", "state", "model"]
+    assert [line.split()[2] for line in shown[2:4]] == [tiny().model.name, "linear"]
 
 
 def test_reading_a_trial_that_has_ended_takes_two_small_files(tmp_path, monkeypatch):
