@@ -1,6 +1,7 @@
 """Measure the cost of Tune, the queue, the broker and the store over a thousand trials, without training.
 
     python benchmarks/many_trials.py [--trials 1000] [--concurrent 200] [--seconds 20] [--epochs 5] [--nodes 8]
+    python benchmarks/many_trials.py --controllers --trials 32 --concurrent 32
 
 Trials are simulated (`benchmarks/simulated_sweep.py`): trial actors sleep and report. Everything else is as in any
 sweep, on nodes of this machine that claim more cores than it has. Printed for each third of the trials, to show growth:
@@ -12,6 +13,10 @@ sweep, on nodes of this machine that claim more cores than it has. Printed for e
 
 Printed at the end: the sizes of the study's journal and of Tune's files, and the time to restore: from the same command
 with one more trial to that trial's start, and the part of it that opens the trial queue.
+
+With ``--controllers``, Ray Train's controllers run too, one per trial at a time, and start no workers. When a third of
+the trials has ended, it counts which node runs how many controllers and trial actors, and measures the memory (PSS) of
+the processes on the head, the node of the driver. The restore is left out.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.processes import descendants
+from benchmarks.processes import descendants, memory, title
 from benchmarks.simulated_sweep import prepare_simulation, simulated
 from benchmarks.timing import where_and_when
 from benchmarks.toys import ToyWindows, write_store
@@ -55,6 +60,13 @@ def space(trial):
         trial.suggest_float("sam/rho", 0.01, 0.5, log=True)
     return {"epochs": EPOCHS, "patience": EPOCHS}
 '''
+KINDS = {
+    "controller": ("ray::GroupController",),
+    "trial actor": ("ray::SimulatedTrainable", "ray::ResourceTrainable"),
+    "broker": ("ray::Broker",),
+    "idle": ("ray::IDLE",),
+}
+"""How the titles of Ray's processes begin."""
 CALLS = ("write", "read", "exists", "names", "remove")
 
 
@@ -68,6 +80,8 @@ class Meter(SweepCallback):
         self.reports = 0
         self.marks: list[dict[str, Any]] = []
         self.every = 0
+        self.raylets: list[int] = []
+        self.processes: list[dict[str, list[int]]] = []
         for name in CALLS:
             setattr(LocalFolder, name, self._counted(name, getattr(LocalFolder, name)))
 
@@ -88,6 +102,8 @@ class Meter(SweepCallback):
         self.durations.append(time.perf_counter() - self.started[result.number])
         if len(self.durations) % self.every == 0:
             self.mark()
+            if len(self.durations) == self.every:
+                self.processes = [kinds(raylet) for raylet in self.raylets]
 
     def mark(self) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -103,6 +119,15 @@ class Meter(SweepCallback):
         )
 
 
+def kinds(raylet: int) -> dict[str, list[int]]:
+    """Return the memory of the processes of a raylet and of itself, by kind, in bytes."""
+    found: dict[str, list[int]] = {}
+    for pid in (raylet, *descendants(raylet)):
+        names = [name for name, titles in KINDS.items() if title(pid).startswith(titles)]
+        found.setdefault(names[0] if names else "raylet and agents", []).append(memory(pid))
+    return found
+
+
 def slept(run: Any, numbers: range, seconds: float) -> float:
     """Return the median seconds that trials slept, `seconds` per epoch."""
     return statistics.median(seconds * len(run.history(number)) for number in numbers)
@@ -113,6 +138,7 @@ def main() -> None:
     for name, value in {"trials": 1000, "concurrent": 200, "epochs": 5, "nodes": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--seconds", type=float, default=20.0, help="seconds per epoch")
+    parser.add_argument("--controllers", action="store_true", help="run Ray Train's controllers, without workers")
     args = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Hundreds of processes that start at once on two cores would all time out and be restarted.
@@ -144,11 +170,20 @@ def main() -> None:
             meter = Meter()
             meter.every = max(1, args.trials // 3)
             start = time.perf_counter()
-            with simulated():
+            meter.raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
+            store_of_control = cluster.head_node.all_processes["gcs_server"][0].process.pid
+            with simulated(controllers=args.controllers):
                 meter.mark()
                 sweep(space, store, folder / "run", trials=args.trials, callback=meter, **options)
                 took = time.perf_counter() - start
+                own = {"driver": memory(os.getpid()), "control store": memory(store_of_control)}
                 processes = len(descendants(os.getpid()))
+                print(f"{where_and_when()}: {args}")
+                _print(args, meter, run, took)
+                _print_processes(meter, own)
+                print(f"processes at the end: {processes}")
+                if args.controllers:
+                    return
                 opened = time.perf_counter()
                 StudyQueue(run, windows, open_journal(run), trials=args.trials)
                 opened = time.perf_counter() - opened
@@ -157,9 +192,6 @@ def main() -> None:
                 note = SweepCallback()
                 note.on_trial_start = lambda number, config: first.append(time.perf_counter())  # type: ignore[method-assign]
                 sweep(space, store, folder / "run", trials=args.trials + 1, callback=note, **options)
-            print(f"{where_and_when()}: {args}")
-            _print(args, meter, run, took)
-            print(f"processes at the end: {processes}")
             print(
                 f"restore: {first[0] - again:.1f} s to the next trial, of which {opened:.1f} s to open the trial queue"
             )
@@ -186,6 +218,16 @@ def _print(args: argparse.Namespace, meter: Meter, run: Any, took: float) -> Non
         calls = (mark["calls"] - before["calls"]) / max(1, mark["reports"] - before["reports"])
         print(f"{mark['ended']:>8}{over:>16.2f} s{cpu:>14.2f} s{mark['memory']:>7.0f} MB{calls:>24.1f}")
     print("storage calls by kind: " + ", ".join(f"{count} {name}" for name, count in meter.calls.most_common()))
+
+
+def _print_processes(meter: Meter, own: dict[str, int]) -> None:
+    """Print how many processes each node has, and the memory of the head's, where the driver is."""
+    for kind in ("controller", "trial actor"):
+        counts = [len(node.get(kind, [])) for node in meter.processes]
+        sizes = [size for node in meter.processes for size in node.get(kind, [])] or [0]
+        print(f"{kind}s by node, the head first: {counts}; {statistics.median(sizes) / 1e6:.0f} MB each")
+    head = own | {kind: sum(sizes) for kind, sizes in meter.processes[0].items()}
+    print("memory on the head: " + ", ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in head.items()))
 
 
 if __name__ == "__main__":

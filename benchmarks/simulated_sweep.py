@@ -70,7 +70,7 @@ class SimulatedTrainable(TrialTrainable):
 class SimulatedGroups:
     """Worker groups without workers."""
 
-    DRIVER_BYTES = 0
+    DRIVER_BYTES, PROCESSES = 0, 1
 
     def __init__(self, context: SweepContext, count: int) -> None:
         ray.get([context.broker.open_group.remote(f"group-{number}") for number in range(count)])
@@ -80,13 +80,17 @@ class SimulatedGroups:
 
 
 @contextlib.contextmanager
-def simulated() -> Iterator[None]:
-    """Simulate the sweeps of this process; their runs need the files of `prepare_simulation`."""
-    from raypipe.backend import worker_groups  # imports Ray Train, which a trial actor does not need
+def simulated(*, controllers: bool = False) -> Iterator[None]:
+    """Simulate the sweeps of this process; their runs need the files of `prepare_simulation`.
+
+    With `controllers`, those of Ray Train run too.
+    """
+    from benchmarks.simulated_groups import ControlledGroups  # imports Ray Train, which a trial actor does not need
+    from raypipe.backend import worker_groups
 
     before = trainable.TrialTrainable, worker_groups.WorkerGroups, evaluator.checkpoint_identity
     trainable.TrialTrainable = SimulatedTrainable  # type: ignore[misc]
-    worker_groups.WorkerGroups = SimulatedGroups  # type: ignore[misc,assignment]
+    worker_groups.WorkerGroups = ControlledGroups if controllers else SimulatedGroups  # type: ignore[misc,assignment]
     evaluator.checkpoint_identity = lambda *_: SIMULATED_IDENTITY  # one packed checkpoint serves all trials and epochs
     try:
         yield

@@ -41,8 +41,9 @@ class _Group:
     """Results by epoch and fold."""
     restarts: int = 0
     ranks: set[int] = field(default_factory=set)
-    placement: str | None = None
-    controller: bytes | None = None
+    starts: int = 0
+    epochs: int = 0
+    """Epochs that were scored since the last start."""
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def is_over(self, seq: int) -> bool:
@@ -94,19 +95,28 @@ class Broker:
         """Add a worker group."""
         self._groups[name] = _Group()
 
-    async def close_group(self, name: str) -> tuple[str | None, bytes | None]:
-        """Remove a worker group; return its placement group and its pickled controller, if they are known."""
+    async def close_group(self, name: str) -> None:
+        """Remove a worker group."""
         group = self._groups.pop(name, None)
-        if group is None:
-            return None, None
-        group.closed = True
-        await group.notify()
-        return group.placement, group.controller
+        if group is not None:
+            group.closed = True
+            await group.notify()
 
-    async def placement_group(self, name: str) -> str | None:
-        """Return the placement group of a worker group's last start, if it is known."""
+    async def begin_start(self, name: str) -> tuple[int, int] | None:
+        """Begin a start of a worker group; from now on, `is_current` refuses the controllers of earlier starts.
+
+        Returns
+        -------
+        tuple of int or None
+            Number of the start, from 0, and how many epochs were scored since the one before; None if the group has
+            been closed.
+        """
         group = self._groups.get(name)
-        return group.placement if group else None
+        if group is None:
+            return None
+        number, epochs = group.starts, group.epochs
+        group.starts, group.epochs = number + 1, 0
+        return number, epochs
 
     async def mark_broken(self, name: str, reason: str, kind: str = "no-workers") -> None:
         """Record that a worker group cannot be kept running, which is no trial's fault; the first reason is kept."""
@@ -130,12 +140,10 @@ class Broker:
 
     # Called by a group's controller
 
-    async def register_controller(self, name: str, controller: bytes) -> bool:
-        """Record a group's controller (a pickled actor handle); return False if the group has been closed."""
+    async def is_current(self, name: str, number: int) -> bool:
+        """Return whether a group is open, and its start of this number is the last one."""
         group = self._groups.get(name)
-        if group is not None:
-            group.controller = controller
-        return group is not None
+        return group is not None and number == group.starts - 1
 
     async def report_worker_death(self, name: str, failure: Failure | None = None) -> TrialJob | None:
         """Record the death of a worker and, if its trial caused it, the failure; return the job if there is one."""
@@ -203,12 +211,13 @@ class Broker:
     async def mark_scored(self, name: str, epoch: int, best: int, over: bool) -> None:
         """Record that `epoch` is scored, so that the workers may continue, or end the trial if it is `over`."""
         group = self._groups[name]
+        group.epochs += epoch > group.scored
         group.scored, group.best, group.finished, group.restarts = epoch, best, over, 0
         await group.notify()
 
     # Called by workers
 
-    async def join(self, name: str, rank: int, placement: str | None) -> None:
+    async def join(self, name: str, rank: int) -> None:
         """Register a worker that starts or restarts. A worker of a closed group receives no job and ends."""
         self._drop_claims(name)
         group = self._groups.get(name)
@@ -216,7 +225,6 @@ class Broker:
             return
         restarted = rank in group.ranks
         group.ranks.add(rank)
-        group.placement = placement
         if restarted and rank == 0 and group.job is not None and group.failure is None:
             group.restarts += 1
             if group.restarts >= MAX_RESTARTS:

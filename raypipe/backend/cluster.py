@@ -16,7 +16,6 @@ from raypipe.backend.join_compat import address_of_job
 from raypipe.backend.output import CapturedOutput
 from raypipe.backend.process_state import deferred_interrupt, logger_to, restored_process_state
 from raypipe.backend.ray_compat import (
-    LOCAL_SETTINGS,
     SETTINGS,
     SHUTDOWN_MODULES,
     no_automatic_start,
@@ -74,7 +73,7 @@ class Cluster:
         self._started = True
         self._stack.callback(self._forget_authentication)  # after the environment is restored
         self._stack.enter_context(restored_process_state())
-        for name, value in (SETTINGS if self._address else SETTINGS | LOCAL_SETTINGS).items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         if self._address and self._address in ("auto", os.environ.get("RAY_ADDRESS")):
             self._address = address_of_job() or self._address

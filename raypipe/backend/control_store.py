@@ -92,7 +92,7 @@ class ControlStoreWatch:
     def probe(self) -> None:
         """Connect once; warn if Ray is about to end this process."""
         began = self._clock()
-        if _listens(self._address):
+        if listens(self._address):
             self._away_since, self._warned = None, False
         elif self._away_since is None:
             self._away_since = began
@@ -106,7 +106,7 @@ class ControlStoreWatch:
             )
 
 
-def _listens(address: str) -> bool:
+def listens(address: str) -> bool:
     """Return False if nothing listens at ``host:port``; an error of this process itself does not say so."""
     host, _, port = address.rpartition(":")
     try:

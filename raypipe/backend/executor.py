@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.process_state import deferred_interrupt, run_in_thread
 from raypipe.backend.ray_compat import keys_not_forwarded
-from raypipe.backend.resources import GpuCount, max_trials_on_driver, wait_for_resources
+from raypipe.backend.resources import PROCESS_BYTES, GpuCount, max_trials_in_memory, wait_for_resources
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
 from raypipe.core.stop import StopRequest
 from raypipe.data.window_store import WindowStore
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from raypipe.storage.lease import Lease
     from raypipe.storage.requests import Inbox
 
-ACTOR_BYTES = 120 * 10**6
-"""Bytes of memory that a trial actor needs (benchmarks/RESULTS.md)."""
 BROKER_SPARE_CALLS = 1000
 """Calls that the broker can answer while every worker and every trial actor waits in one."""
 MAX_RESTARTS = 4
@@ -190,7 +188,7 @@ class WorkerPool:
             ignore_cleanup_errors=True,  # a thread of Tune that is left waiting may still write to it
         )
         temporary = self._stack.enter_context(folder)
-        layout = _fit_layout(driver, WorkerGroups.DRIVER_BYTES)
+        layout = _fit_layout(driver, WorkerGroups.DRIVER_BYTES, WorkerGroups.PROCESSES)
         broker = start_broker(ray.get_runtime_context().get_node_id(), layout.workers, layout.concurrent)
         self._stack.callback(_kill, broker)
         context = _sweep_context(driver, layout, broker, str(driver.options.storage or temporary))
@@ -205,16 +203,13 @@ class WorkerPool:
         self._stack.close()
 
 
-def _fit_layout(driver: Driver, driver_bytes: int) -> Layout:
+def _fit_layout(driver: Driver, driver_bytes: int, processes: int) -> Layout:
     """Return how many trials and workers run, once the cluster has the resources."""
     import ray
 
     options, callback = driver.options, driver.callback
-    limit = max_trials_on_driver(ray.get_runtime_context().get_node_id(), driver_bytes)
-    if options.concurrent and options.concurrent > limit:
-        callback.on_concurrency_limited(options.concurrent, limit)
-        options = options.model_copy(update={"concurrent": limit})
     workers, concurrent = wait_for_resources(options, driver.store.folds.n_folds, callback, driver.stop)
+    limit = max_trials_in_memory(ray.get_runtime_context().get_node_id(), driver_bytes, processes)
     if concurrent > limit:
         callback.on_concurrency_limited(concurrent, limit)
         concurrent = limit
@@ -316,7 +311,7 @@ def _tuner(search: RunSearch, run: RunStore, context: SweepContext, concurrent: 
     from raypipe.backend.tune import RunScheduler, RunStopper
 
     # No CPU: a trial actor only waits for its workers. Its memory distributes the actors over the machines.
-    resources = {"CPU": 0, "memory": ACTOR_BYTES}
+    resources = {"CPU": 0, "memory": PROCESS_BYTES}
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(TrialTrainable, context=context, run=run.where), resources),
         tune_config=tune.TuneConfig(

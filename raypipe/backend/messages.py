@@ -58,3 +58,18 @@ class SweepContext:
     """``--stack``: whether a worker trains its folds as one program, or ``auto``."""
     autoscaling: bool
     """Whether the cluster may start machines when it is asked to."""
+
+
+@dataclass(frozen=True)
+class GroupStart:
+    """One start of a worker group, as its controller and its workers receive it."""
+
+    context: SweepContext
+    group: str
+    """Name of the group."""
+    number: int
+    """Number of the start, from 0."""
+    node: str
+    """Id of the driver's node."""
+    placement_groups: str
+    """How the names of all placement groups of the worker group begin, of all its starts and of no other's."""

@@ -16,6 +16,7 @@ from typing import Any
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's old reporter prints nothing at verbosity 0; the new one prints a header
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor per group, for a notice that the workers do not act on
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
@@ -27,8 +28,6 @@ SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 """Environment variables that Ray reads while a sweep runs, and their values where the user has set none."""
-LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no cloud reclaims this machine
-"""More of them, where Ray is started on this machine."""
 SHUTDOWN_MODULES = ("ray.dag.compiled_dag_node",)
 """Modules that ``ray.shutdown`` imports."""
 _SESSION_PATH = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -232,15 +231,23 @@ def nodes_of_placement_group(group: str) -> list[str]:
 
 def remove_placement_group(group: str | None) -> None:
     """Remove a placement group, given by its id in hex, if it is there."""
-    if not group:
-        return
-    from ray import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, placement_group_table
-    from ray.util.placement_group import remove_placement_group as remove
+    if group:
+        _remove_placement_groups(lambda found, name: found == group)
 
-    found = placement_group_table().get(group)
-    if found and found["state"] != "REMOVED":
-        remove(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+
+def remove_named_placement_groups(prefix: str) -> None:
+    """Remove the placement groups whose names begin with `prefix`."""
+    _remove_placement_groups(lambda found, name: name.startswith(prefix))
+
+
+def _remove_placement_groups(wanted: Callable[[str, str], bool]) -> None:
+    """Remove the placement groups for whose ids in hex and names `wanted` returns True."""
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    for group, found in placement_group_table().items():
+        if wanted(group, found["name"]) and found["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def pickled_current_actor() -> bytes:

@@ -21,6 +21,8 @@ WAIT_SECONDS = 600.0
 """Seconds that a cluster may take to grow: a machine from a cloud takes minutes."""
 MIN_UTILISATION = 0.95
 """Fraction of a trial's workers that train, on average, where the number of workers is chosen."""
+PROCESS_BYTES = 140 * 10**6
+"""Bytes of memory that a trial actor requests, and a group's controller on a cluster (benchmarks/RESULTS.md)."""
 COUNT_SECONDS = 1.0
 """Seconds that a count of the cluster's GPUs may take, usually milliseconds."""
 
@@ -51,20 +53,29 @@ class GpuCount:
             self._gpus = float(ray.cluster_resources().get("GPU", 0.0))
 
 
-def max_trials_on_driver(node: str, trial_bytes: int) -> int:
-    """Return how many trials at a time fit in the memory of the driver's machine, at least one.
+def max_trials_in_memory(driver: str, driver_bytes: int, processes: int) -> int:
+    """Return how many trials at a time fit in the memory of the cluster's machines, at least one.
 
     Parameters
     ----------
-    node
+    driver
         Id of the driver's node.
-    trial_bytes
-        Bytes per trial on that node, wherever its workers run.
+    driver_bytes
+        Bytes per trial on that node, beside processes that may run on any.
+    processes
+        Processes of `PROCESS_BYTES` per trial, on any node. As they are of one size, all fit in whatever order Ray
+        places them.
     """
     import ray
 
-    memory = next((found["Resources"].get("memory") for found in ray.nodes() if found["NodeID"] == node), None)
-    return max(1, int(memory / trial_bytes)) if trial_bytes and memory else sys.maxsize
+    memory = {node["NodeID"]: node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]}
+    if not any(memory.values()):  # a Ray that counts none
+        return sys.maxsize
+    places = sum(int(each // PROCESS_BYTES) for each in memory.values())
+    limits = [places // processes] if processes else []
+    if driver_bytes and memory.get(driver):
+        limits.append(int(memory[driver] // driver_bytes))
+    return max(1, min(limits, default=sys.maxsize))
 
 
 def workers_per_trial(n_folds: int, fitting: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import _raylet
@@ -25,6 +25,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 __all__ = [
     "DefaultFailurePolicy",
@@ -95,28 +98,38 @@ class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
     """Arguments of the controller by name: ``scaling_policy``, ``failure_policy``; to be set before `fit`."""
     left: threading.Event | None = None
     """Ends `fit` with an error once it is set."""
+    spread_bytes: int = 0
+    """Bytes of memory that the controller requests on any node, spread over them all; 0: it is on the driver's."""
+    handle: ActorHandle | None = None
+    """The controller, once it is requested."""
     _LEFT_OUT = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._LEFT_OUT]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        """Run the controller as Ray does, on the driver's node, but wait for it in steps.
+        """Run the controller as Ray does, but on a node by `spread_bytes`, and wait for it in steps.
 
         Ray waits in one call. Where a driver leaves Ray while a thread of it is in such a call, Ray ends the driver.
         """
         settings = get_env_vars_to_propagate()
         warning = DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
         settings.setdefault(RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR, warning)
-        node: Any = _raylet  # a compiled module, whose types Ray does not ship
-        actor = ray.remote(
-            num_cpus=0,
-            label_selector={node.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()},
-            runtime_env={"env_vars": settings},
-        )(self.controller)
-        controller = actor.remote(**{**arguments, **self.policies})
+        where: dict[str, Any]
+        if self.spread_bytes:
+            where = {"memory": self.spread_bytes, "scheduling_strategy": "SPREAD"}
+        else:
+            node: Any = _raylet  # a compiled module, whose types Ray does not ship
+            where = {"label_selector": {node.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}}
+        actor = ray.remote(num_cpus=0, runtime_env={"env_vars": settings}, **where)(self.controller)
+        self.handle = controller = actor.remote(**{**arguments, **self.policies})
         self._await(controller.run.remote())
         return self._await(controller.get_result.remote())
+
+    def kill(self) -> None:
+        """Kill the controller, whether it runs, waits for a node, or is on one that cannot be reached."""
+        if self.handle is not None:
+            ray.kill(self.handle)
 
     def _await(self, answer: Any) -> Any:
         while not ray.wait([answer], timeout=WAIT_STEP_SECONDS)[0]:

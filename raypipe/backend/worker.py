@@ -35,9 +35,9 @@ def serve(settings: dict[str, Any]) -> None:
     Parameters
     ----------
     settings
-        ``context``, a `SweepContext`, and ``group``, the name of the worker's group.
+        ``start``, the `GroupStart` of the worker's group.
     """
-    context, group = settings["context"], settings["group"]
+    context, group = settings["start"].context, settings["start"].group
     # A dead broker means that the sweep is over or restarts with other workers.
     with contextlib.suppress(ray.exceptions.ActorDiedError):
         try:
@@ -71,8 +71,7 @@ class _Worker:
         train_context = ray.train.get_context()
         self.rank, world = train_context.get_world_rank(), train_context.get_world_size()
         torch.set_num_threads(max(1, int(context.cpus)))
-        placement_group = ray.util.get_current_placement_group()
-        ray.get(self.broker.join.remote(group, self.rank, placement_group.id.hex() if placement_group else None))
+        ray.get(self.broker.join.remote(group, self.rank))
         device = worker_device(context.gpus, ray.get_gpu_ids())  # after `join`, which counts starts that fail
         self.gpu_share = context.gpus or 1.0
         self.loaders = StoreLoaders(open_windows(context.windows), device, share=self.gpu_share)

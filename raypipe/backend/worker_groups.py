@@ -12,20 +12,22 @@ import logging
 import math
 import threading
 import time
+import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 
-from raypipe.backend.group_controller import GroupController
-from raypipe.backend.messages import SweepContext
+from raypipe.backend.control_store import listens
+from raypipe.backend.group_controller import GroupController, with_coordinator_on
+from raypipe.backend.messages import GroupStart, SweepContext
 from raypipe.backend.ray_compat import (
     free_resources,
-    kill_actor,
     nodes_of_placement_group,
-    pickled_current_actor,
-    remove_placement_group,
+    remove_named_placement_groups,
 )
+from raypipe.backend.resources import PROCESS_BYTES
 from raypipe.backend.train_compat import (
     NoopDecision,
     ResizeDecision,
@@ -46,13 +48,17 @@ from raypipe.trial.failures import OUT_OF_MEMORY, Failure
 log = logging.getLogger(__name__)
 
 MAX_GROUP_STARTS = 4
-"""Times that a group is started, in case its controller fails; Ray Train restarts workers."""
+"""Times that a group is started without an epoch in between, if its controller dies; Ray Train restarts workers."""
 CLOSE_SECONDS = 10.0
 """Seconds in which groups may end by themselves before their controllers are killed."""
 ABANDON_SECONDS = 3.0
 """Seconds that the broker, and then the groups' threads, may take where Ray's control store is away."""
+STORE_CHECK_SECONDS = 0.5
+"""Seconds between two checks whether a control store is back."""
 THREAD_SECONDS = 60.0
 """Seconds that a thread may take to notice that its group has been killed; usually it takes none."""
+FIT_CHECK_SECONDS = 0.5
+"""Seconds between two counts of free resources by a controller whose workers do not fit; its loop does not wait."""
 SHRINK_AFTER_SECONDS = 30.0
 """Seconds that a group waits for resources for all its workers before it continues with fewer."""
 GROW_CHECK_SECONDS = 30.0
@@ -71,11 +77,13 @@ class ElasticPolicy(ScalingPolicy):
         The workers asked for.
     autoscaling
         Whether the cluster may start machines.
+    started
+        Whether the group was started before, by a controller that has died.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, *, autoscaling: bool) -> None:
+    def __init__(self, scaling_config: ScalingConfig, *, autoscaling: bool, started: bool = False) -> None:
         super().__init__(scaling_config, autoscaling=autoscaling)
-        self._started = False
+        self._started = started
         self._placement_group: str | None = None
         self._short_since = self._checked = math.inf
 
@@ -91,6 +99,7 @@ class ElasticPolicy(ScalingPolicy):
         else:
             self._short_since = min(self._short_since, now)
             if not fitting or now - self._short_since < SHRINK_AFTER_SECONDS:
+                time.sleep(FIT_CHECK_SECONDS)
                 return NoopDecision()
         return ResizeDecision(min(fitting, wanted), self.resources_per_worker)
 
@@ -129,17 +138,20 @@ def workers_that_fit(resources: dict[str, float], placement_group: str | None = 
 
 
 class _RegisteredPolicy(ElasticPolicy):
-    """Policy of a sweep's group, whose controller registers with the broker."""
+    """Policy of a sweep's group, whose controller begins with nothing of earlier starts left."""
 
-    def __init__(self, scaling_config: ScalingConfig, context: SweepContext, group: str) -> None:
-        super().__init__(scaling_config, autoscaling=context.autoscaling)
-        self._context, self._group = context, group
+    def __init__(self, scaling_config: ScalingConfig, start: GroupStart) -> None:
+        super().__init__(scaling_config, autoscaling=start.context.autoscaling, started=start.number > 0)
+        self._start = start
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Register the controller and request machines."""
-        controller = pickled_current_actor()
-        if not ray.get(self._context.broker.register_controller.remote(self._group, controller)):
-            raise RuntimeError(f"{self._group} was closed before its controller started")
+        """Remove placement groups that dead controllers have left, before free resources are counted."""
+        start = self._start
+        if not ray.get(start.context.broker.is_current.remote(start.group, start.number)):
+            raise RuntimeError(f"{start.group} was closed before its controller started")
+        with_coordinator_on(start.node)
+        if start.number:
+            remove_named_placement_groups(start.placement_groups)
         super().after_controller_start(train_run_context)
 
 
@@ -171,6 +183,8 @@ class DeathCallback(UserCallback):  # type: ignore[misc]
 class WorkerGroups:
     """The worker groups of a driver; each is a Ray Train run in a thread of the driver.
 
+    The controllers are spread over the nodes of a cluster, and are beside the driver where there is one node.
+
     Parameters
     ----------
     context
@@ -181,15 +195,20 @@ class WorkerGroups:
     Attributes
     ----------
     DRIVER_BYTES
-        Bytes of memory per group on the driver's machine: Ray Train runs its controller there, and Ray may run its
-        trial actor there.
+        Bytes of memory per group that the driver's own machine needs, beside the group's processes.
+    PROCESSES
+        Processes of `PROCESS_BYTES` per group, on any machine: its controller and its trial actor.
     """
 
-    DRIVER_BYTES = 270 * 10**6
+    DRIVER_BYTES = 3 * 10**6
+    PROCESSES = 2
 
     def __init__(self, context: SweepContext, count: int) -> None:
         self.context = context
         self.names = [f"group-{number}" for number in range(count)]
+        self._placement_groups = f"raypipe-{uuid.uuid4().hex}-"
+        self._spread_bytes = PROCESS_BYTES if sum(node["Alive"] for node in ray.nodes()) > 1 else 0
+        self._trainers: dict[str, WorkerGroupTrainer] = {}
         self._closing, self._left = False, threading.Event()
         for name in self.names:
             ray.get(context.broker.open_group.remote(name))
@@ -198,46 +217,73 @@ class WorkerGroups:
             thread.start()
 
     def _run(self, name: str) -> None:
-        """Start a group until it is closed or has failed `MAX_GROUP_STARTS` times."""
-        reason = ""
-        for start in range(MAX_GROUP_STARTS):
-            try:
-                self._trainer(name, start).fit()
-            except Exception as error:
-                reason = first_line(error)
-            if self._closing:
-                return
-            log.warning("%s ended (%s)", name, reason)
-            try:
-                remove_placement_group(ray.get(self.context.broker.placement_group.remote(name)))
-            except ray.exceptions.ActorDiedError:
-                return  # the broker has died: the sweep restarts with other groups
-            except Exception as error:
-                log.warning("%s: its placement group is not removed (%s)", name, first_line(error))
-        with contextlib.suppress(ray.exceptions.RayError):
-            reason = f"its workers could not be kept running: {reason}"
-            ray.get(self.context.broker.mark_broken.remote(name, reason))
+        """Start a group until it is closed, or has failed `MAX_GROUP_STARTS` times without an epoch in between."""
+        # A broker that has died ends the thread: the sweep restarts with other groups.
+        with contextlib.suppress(ray.exceptions.ActorDiedError):
+            reason, attempts = "", MAX_GROUP_STARTS
+            while (begun := ray.get(self.context.broker.begin_start.remote(name))) is not None:
+                number, epochs = begun
+                attempts = MAX_GROUP_STARTS if epochs else attempts
+                if not attempts:
+                    reason = f"its workers could not be kept running: {reason}"
+                    ray.get(self.context.broker.mark_broken.remote(name, reason))
+                    return
+                attempts -= 1
+                node = ray.get_runtime_context().get_node_id()
+                reason = self._fit(GroupStart(self.context, name, number, node, f"{self._placement_groups}{name}-"))
+                if self._closing:
+                    return
+                log.warning("%s ended (%s)", name, reason)
+                if not self._await_store():
+                    return
+                self._kill([name])  # Ray may have lost the connection to it only
 
-    def _trainer(self, group: str, start: int) -> WorkerGroupTrainer:
+    def _fit(self, start: GroupStart) -> str:
+        """Run a start of a group to its end; return why it has failed, if it has."""
+        try:
+            self._trainers[start.group] = trainer = self._trainer(start)
+            trainer.fit()
+        except Exception as error:
+            return first_line(error)
+        return ""
+
+    def _await_store(self) -> bool:
+        """Wait for Ray's control store, which a start needs; return False if the driver leaves Ray.
+
+        The store may have died with the controller, and Ray's calls could not be ended while they wait for it.
+        """
+        while not listens(ray.get_runtime_context().gcs_address):
+            if self._left.wait(STORE_CHECK_SECONDS):
+                return False
+        return True
+
+    def _kill(self, names: Iterable[str]) -> None:
+        """Kill the controllers of groups."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            for name in names:
+                if name in self._trainers:
+                    self._trainers[name].kill()
+
+    def _trainer(self, start: GroupStart) -> WorkerGroupTrainer:
         context = self.context
         trainer = WorkerGroupTrainer(
             serve,
-            train_loop_config={"context": context, "group": group},
+            train_loop_config={"start": start},
             scaling_config=ScalingConfig(
                 num_workers=context.workers,
                 use_gpu=context.gpus > 0,
                 resources_per_worker={"CPU": context.cpus, **({"GPU": context.gpus} if context.gpus else {})},
             ),
             run_config=RunConfig(
-                name=f"{group}-{start}",
+                name=f"{start.group}-{start.number}",
                 storage_path=context.scratch,
                 failure_config=FailureConfig(max_failures=-1),
-                callbacks=[DeathCallback(context, group)],
+                callbacks=[DeathCallback(context, start.group)],
             ),
         )
         trainer.controller = GroupController
-        trainer.left = self._left
-        trainer.policies = {"scaling_policy": _RegisteredPolicy(trainer.scaling_config, context, group)}
+        trainer.left, trainer.spread_bytes = self._left, self._spread_bytes
+        trainer.policies = {"scaling_policy": _RegisteredPolicy(trainer.scaling_config, start)}
         return trainer
 
     def close(self, *, now: bool = False, abandon: bool = False) -> None:
@@ -253,29 +299,26 @@ class WorkerGroups:
         if abandon:
             self._abandon()
             return
-        handles = [self._close_group(name) for name in self.names]
-        deadline = time.monotonic() + (0.0 if now else CLOSE_SECONDS)
-        for thread, (placement_group, controller) in zip(self._threads, handles, strict=True):
-            thread.join(timeout=max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                with contextlib.suppress(ray.exceptions.RayError):
-                    if controller:
-                        kill_actor(controller)
-                    remove_placement_group(placement_group)
-        for thread in self._threads:
-            thread.join(timeout=THREAD_SECONDS)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get([self.context.broker.close_group.remote(name) for name in self.names])
+        self._join(0.0 if now else CLOSE_SECONDS)
+        alive = [name for name, thread in zip(self.names, self._threads, strict=True) if thread.is_alive()]
+        self._kill(alive)
+        if alive:
+            with contextlib.suppress(ray.exceptions.RayError):
+                remove_named_placement_groups(self._placement_groups)
+        self._join(THREAD_SECONDS)
+        self._left.set()  # one that was about to start a controller may wait for a node that has the memory
+        self._join(ABANDON_SECONDS)
 
     def _abandon(self) -> None:
         answers = [self.context.broker.close_group.remote(name) for name in self.names]
         ray.wait(answers, num_returns=len(answers), timeout=ABANDON_SECONDS)  # the broker may be gone too
         self._left.set()
-        deadline = time.monotonic() + ABANDON_SECONDS
+        self._join(ABANDON_SECONDS)
+
+    def _join(self, seconds: float) -> None:
+        """Wait for the threads to end, `seconds` at most in all."""
+        deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
-
-    def _close_group(self, name: str) -> tuple[str | None, bytes | None]:
-        """Close a group at the broker; return its placement group and its controller, as far as they are known."""
-        try:
-            return ray.get(self.context.broker.close_group.remote(name))  # type: ignore[no-any-return]
-        except ray.exceptions.RayError:
-            return None, None

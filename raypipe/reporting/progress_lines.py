@@ -92,8 +92,8 @@ class PrintProgress(SweepCallback):
 
     def on_concurrency_limited(self, asked: int, limit: int) -> None:
         self.print_line(
-            f"{limit} trial(s) at a time, not {asked}: each takes 0.35 GB of memory on the driver's machine, which has "
-            "no more; where a trial has fewer workers than folds, more --workers still use the other machines"
+            f"{limit} trial(s) at a time, not {asked}: beside its workers each takes 0.28 GB of the memory that Ray "
+            "counts, and there is no more; where a trial has fewer workers than folds, more --workers use all cores"
         )
 
     def on_layout(self, layout: Layout) -> None:

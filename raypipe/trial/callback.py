@@ -97,7 +97,7 @@ class SweepCallback:
         """Called when the cluster has too few resources and is waited for."""
 
     def on_concurrency_limited(self, asked: int, limit: int) -> None:
-        """Called when the memory of the driver's machine allows fewer trials at a time than were asked for."""
+        """Called when the memory of the machines allows fewer trials at a time than would run."""
 
     def on_layout(self, layout: Layout) -> None:
         """Called when the number of trials and workers is fixed."""

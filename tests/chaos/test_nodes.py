@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 
@@ -12,6 +13,7 @@ from tests.chaos.play import ENV, HOOKS, differences
 from tests.support.faults import kill
 from tests.support.rays import OwnRay, SharedRay
 from tests.support.sweeps import Gate, epochs_of, starts_of
+from tests.support.waiting import MAX_WAIT_SECONDS
 
 pytestmark = pytest.mark.ray
 
@@ -58,6 +60,58 @@ def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(field, n
     assert differences(run, first(reference)) == []
 
 
+def controller_on_another_node(place, driver):
+    """Return the raylet of the controller's node; a controller beside the driver is killed until it is elsewhere."""
+    while True:
+        [controller] = driver.wait_until(lambda: place.find("controller"), "a controller")
+        if (raylet := place.raylet_of(controller)) is not None:
+            return raylet
+        kill(controller)
+        driver.wait_until(functools.partial(_has_ended, place, controller), "the controller to end")
+
+
+def _has_ended(place, controller):
+    return controller not in place.find("controller")
+
+
+def test_the_node_of_a_groups_controller_may_be_lost_for_good(field, nodes, reference, tmp_path):
+    folder, _ = field
+    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
+    nodes.hooks.set(IMPATIENT | gate.hooks)
+    driver = sweep(nodes, folder, run)
+    gate.wait(3, driver)
+    raylet = controller_on_another_node(nodes, driver)
+    driver.wait_until(lambda: epochs_of(run) == 2 and nodes.find("worker"), "workers at the third epoch")
+    assert [nodes.raylet_of(pid) for pid in nodes.find("coordinator")] == [None], "it is beside the driver, for all"
+    nodes.lose_node_of(raylet)
+    driver.wait_until(lambda: controller_on_another_node(nodes, driver) != raylet, "another controller")
+    gate.open(3)
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert differences(run, first(reference)) == []
+
+
+def test_a_controller_that_outlives_its_nodes_loss_starts_no_more_workers(field, nodes, reference, tmp_path):
+    """Ray gives up a node whose raylet is suspended; the processes on it live, and reach all others."""
+    folder, _ = field
+    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
+    nodes.hooks.set(IMPATIENT | gate.hooks)
+    driver = sweep(nodes, folder, run)
+    gate.wait(3, driver)
+    raylet = controller_on_another_node(nodes, driver)
+    [before] = nodes.find("controller")
+    raylet.send_signal(signal.SIGSTOP)
+    try:
+        driver.wait_until(lambda: set(nodes.find("controller")) - {before}, "another controller")
+        gate.open(3)
+        out = driver.finish()
+    finally:
+        raylet.send_signal(signal.SIGCONT)
+    raylet.wait(MAX_WAIT_SECONDS)  # it ends, and processes that it has started, once it is no zombie
+    assert driver.child.returncode == 0, out
+    assert differences(run, first(reference)) == []
+
+
 @pytest.fixture(params=["rocksdb", "redis"])
 def kept(request, tmp_path):
     """A Ray whose control store is kept; by RocksDB, the nodes of all tests."""
@@ -89,8 +143,11 @@ def has_left(driver):
     return "control store (GCS) is away; restarting from the run's records" in driver.output()
 
 
-def test_a_control_store_that_stays_away_is_left_and_the_sweep_restarts_on_another_ray(field, reference, tmp_path):
-    """Ray would end the driver after a minute, with status 1."""
+@pytest.mark.parametrize("also", [(), ("controller",)])
+def test_a_control_store_that_stays_away_is_left_and_the_sweep_restarts_on_another_ray(
+    field, reference, tmp_path, also
+):
+    """Ray would end the driver after a minute, with status 1. A controller may die with the store's machine."""
     folder, _ = field
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
     alone = OwnRay(tmp_path, env=ENV)
@@ -98,7 +155,7 @@ def test_a_control_store_that_stays_away_is_left_and_the_sweep_restarts_on_anoth
     try:
         driver = sweep(alone, folder, run)
         gate.wait(3, driver)
-        kill(*alone.find("gcs"))
+        kill(*alone.find("gcs"), *(pid for victim in also for pid in alone.find(victim)))
         driver.wait_until(lambda: has_left(driver), "the driver to leave Ray")
         gate.open(3)
         out = driver.finish()
@@ -108,13 +165,15 @@ def test_a_control_store_that_stays_away_is_left_and_the_sweep_restarts_on_anoth
     assert differences(run, first(reference)) == []
 
 
-def test_a_cluster_is_joined_again_when_its_control_store_is_back(field, nodes, reference, tmp_path):
+@pytest.mark.parametrize("also", [(), ("controller",)])
+def test_a_cluster_is_joined_again_when_its_control_store_is_back(field, nodes, reference, tmp_path, also):
     folder, _ = field
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
     nodes.hooks.set(IMPATIENT | SOON | gate.hooks)
     driver = sweep(nodes, folder, run)
     gate.wait(3, driver)
     with nodes.store_away():
+        kill(*(pid for victim in also for pid in nodes.find(victim)))
         driver.wait_until(lambda: has_left(driver), "the driver to leave Ray")
         gate.open(3)
     out = driver.finish()

@@ -10,7 +10,7 @@ import pytest
 
 from raypipe import Run
 from tests.support.plain import plain_sweep
-from tests.support.rays import NO_PREEMPTION, OwnRay, SharedRay
+from tests.support.rays import OwnRay, SharedRay
 from tests.support.sweeps import FLAGS, OPTIONS
 from tests.support.toys import SPACE, ToyWindows, write_store
 
@@ -26,9 +26,7 @@ def toy(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def _session_ray(tmp_path_factory) -> Iterator[SharedRay]:
-    with pytest.MonkeyPatch.context() as patch, SharedRay(tmp_path_factory.mktemp("ray")) as place:
-        for name, value in NO_PREEMPTION.items():
-            patch.setenv(name, value)  # of sweeps of this process
+    with SharedRay(tmp_path_factory.mktemp("ray")) as place:
         yield place
 
 

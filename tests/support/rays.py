@@ -22,14 +22,13 @@ ACTORS = {
     "actor": ("TrialTrainable", "ResourceTrainable"),
     "controller": ("GroupController",),
     "broker": ("Broker",),
+    "coordinator": ("_AutoscalingCoordinatorActor",),
 }
 """Class names of actors as Ray shows them; a trial actor has the name that Tune gives it while it works."""
 PROGRAMS = {"gcs": "gcs_server", "raylet": "raylet"}
 """Ray's own programs that a fault may befall."""
 LASTING = ("_AutoscalingCoordinatorActor",)
 """Actors of the cluster and not of a sweep: this one passes requests for machines on to an autoscaler."""
-NO_PREEMPTION = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""Leaves out an actor of every worker group that does nothing here; `tests/cluster` runs with it."""
 AGENTS_END_SECONDS = 150.0
 """Ray's agents take up to a minute to notice that their raylet is gone."""
 NODE_START_SECONDS = 120.0
@@ -109,7 +108,7 @@ class SharedRay:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.hooks = Hooks(folder / "hooks")
-        self.env = _with_tests(self.hooks) | NO_PREEMPTION | dict(env or {})
+        self.env = _with_tests(self.hooks) | dict(env or {})
         self._cpus, self._store = list(cpus), store
         self._drivers: list[Driver] = []
         self._seen: set[int] = set()
@@ -206,6 +205,17 @@ class SharedRay:
         self._processes()
         node = self.spare.pop(int(choice * len(self.spare)))
         self.cluster.remove_node(node, allow_graceful=False)
+
+    def raylet_of(self, pid: int) -> subprocess.Popen[bytes] | None:
+        """Return the raylet of a process, if it is on a node other than the drivers'."""
+        return next((raylet for raylet in self._raylets() if pid in descendants(raylet.pid)), None)
+
+    def lose_node_of(self, raylet: subprocess.Popen[bytes]) -> None:
+        """Send SIGKILL to all processes of a raylet's node."""
+        self.lose_node(self._raylets().index(raylet) / len(self.spare))
+
+    def _raylets(self) -> list[subprocess.Popen[bytes]]:
+        return [node.all_processes["raylet"][0].process for node in self.spare]
 
     def kill_store(self) -> None:
         """Send SIGKILL to the control store."""

@@ -133,11 +133,11 @@ def test_a_failure_reaches_the_actor_but_a_finished_epoch_goes_first():
 def test_workers_that_die_again_and_again_in_one_epoch_fail_the_trial():
     async def scenario(broker):
         await broker.assign("g", "run", 0, 0, 0)
-        await broker.join("g", 0, None)
+        await broker.join("g", 0)
         for _ in range(MAX_RESTARTS - 1):
-            await broker.join("g", 0, None)
+            await broker.join("g", 0)
         assert await broker.collect("g", 1, 1, 0.01) is None
-        await broker.join("g", 0, None)
+        await broker.join("g", 0)
         failure = await broker.collect("g", 1, 1, MAX_SECONDS)
         assert failure.kind == "lost-worker"
         assert "in epoch 1" in failure.reason
@@ -149,27 +149,42 @@ def test_a_death_an_epoch_is_forgiven():
     async def scenario(broker):
         await broker.assign("g", "run", 0, 0, 0)
         for epoch in range(1, 3 * MAX_RESTARTS):
-            await broker.join("g", 0, None)
+            await broker.join("g", 0)
             await broker.mark_scored("g", epoch, 1, False)
         assert await broker.collect("g", 99, 1, 0.01) is None
 
     run(scenario)
 
 
-def test_a_closed_group_ends_its_workers_and_returns_its_placement_and_controller():
+def test_a_closed_group_ends_its_workers_and_starts_no_more():
     async def scenario(broker):
-        assert await broker.register_controller("g", b"handle")
-        assert await broker.placement_group("g") is None
-        await broker.join("g", 0, "abc")
-        assert await broker.placement_group("g") == "abc"
+        assert await broker.begin_start("g") == (0, 0)
+        await broker.join("g", 0)
         waiting = asyncio.create_task(broker.next_job("g", 0))
         assert await pending(waiting)
-        assert await broker.close_group("g") == ("abc", b"handle")
+        await broker.close_group("g")
         assert await waiting is None
         assert await broker.next_job("g", 0) is None
-        assert await broker.placement_group("g") is None
-        assert await broker.close_group("g") == (None, None)
-        assert not await broker.register_controller("g", b"late")
+        await broker.close_group("g")
+        assert await broker.begin_start("g") is None
+        assert not await broker.is_current("g", 0), "its controller makes no placement group"
+
+    run(scenario)
+
+
+def test_only_the_last_start_of_a_group_is_current_and_its_epochs_are_counted():
+    """A controller whose node Ray has given up may live, and must take no resources beside the one that replaced it."""
+
+    async def scenario(broker):
+        assert not await broker.is_current("g", 0)
+        assert await broker.begin_start("g") == (0, 0)
+        await broker.assign("g", "run", 7, 2, 2)
+        for epoch in (3, 4, 4):  # the last one is scored again, as of a trial that has lost checkpoints
+            await broker.mark_scored("g", epoch, 3, False)
+        assert await broker.is_current("g", 0)
+        assert await broker.begin_start("g") == (1, 2)
+        assert not await broker.is_current("g", 0) and await broker.is_current("g", 1)
+        assert await broker.begin_start("g") == (2, 0)
 
     run(scenario)
 
@@ -178,7 +193,7 @@ def test_a_worker_that_starts_after_its_group_was_closed_ends():
     async def scenario(broker):
         seq = await broker.assign("g", "run", 0, 0, 0)
         await broker.close_group("g")
-        await broker.join("g", 0, "abc")
+        await broker.join("g", 0)
         assert await broker.next_job("g", 0) is None
         assert await broker.is_over("g", seq)
         assert await broker.report_epoch("g", seq, 1, {0: outcome()}) == Reply(False, 0)
@@ -263,14 +278,14 @@ def test_a_lost_worker_is_reported_with_its_trial():
 
 def test_a_worker_killed_for_its_memory_fails_the_trial_and_the_next_try_is_handed_out_like_any_other():
     async def scenario(broker):
-        await broker.join("g", 0, None)
+        await broker.join("g", 0)
         seq = await broker.assign("g", "run", 7, 2, 2)
         collected = asyncio.create_task(broker.collect("g", 3, 1, MAX_SECONDS))
         assert await pending(collected)
         assert await broker.report_worker_death("g", Failure("out-of-memory", "killed")) == TrialJob(seq, "run", 7, 2)
         assert await collected == Failure("out-of-memory", "killed")
         for _ in range(MAX_RESTARTS):  # deaths are not counted after a failure
-            await broker.join("g", 0, None)
+            await broker.join("g", 0)
         again = asyncio.create_task(broker.next_job("g", 0))
         assert await pending(again)
         assert await broker.assign("g", "run", 7, 2, 2) == seq + 1
@@ -300,10 +315,10 @@ def test_a_claim_does_not_outlive_its_worker(end, monkeypatch):
     async def scenario(broker):
         seq = await broker.assign("g", "run", 0, 0, 0)
         assert await broker.claim("g", "key")
-        await broker.join("h", 0, None)  # another group's worker
+        await broker.join("h", 0)  # another group's worker
         assert not await broker.claim("h", "key")
         if end == "died":
-            await broker.join("g", 0, None)
+            await broker.join("g", 0)
         elif end == "failed":
             await broker.report_failure("g", seq, Failure("error", "it broke"))
         else:

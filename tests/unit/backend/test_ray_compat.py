@@ -17,7 +17,6 @@ import ray
 
 from raypipe.backend.join_compat import JOB_VARIABLE, node_that_answers
 from raypipe.backend.ray_compat import (
-    LOCAL_SETTINGS,
     SETTINGS,
     SHUTDOWN_MODULES,
     few_processes,
@@ -71,6 +70,13 @@ PARAMETERS = {
     "ray.train.v2._internal.execution.scaling_policy.NoopDecision": [],
     "ray.train.v2._internal.execution.scaling_policy.ResizeDecision": ["num_workers", "resources_per_worker"],
     "ray.train.v2._internal.execution.worker_group.state._shutdown_sync_actor": ["sync_actor"],
+    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup._create_placement_group": [
+        "self",
+        "scaling_config",
+        "worker_group_context",
+    ],
+    "ray.train.v2._internal.execution.worker_group.placement_group_handle.DefaultPlacementGroupHandle": ["pg"],
+    "ray.train.constants._get_ray_train_session_dir": [],
     "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup.set_required_barrier_ranks": [
         "self",
         "ranks",
@@ -144,6 +150,9 @@ def test_a_group_is_started_without_the_actor_that_synchronises_reports(monkeypa
     from raypipe.backend.group_controller import GroupController, NoSynchronization, without_synchronization
 
     assert issubclass(GroupController.worker_group_cls, TrainController.worker_group_cls)
+    assert "pg_handle = self._create_placement_group(" in inspect.getsource(worker_group)
+    assert "current_actor_is_asyncio" in inspect.getsource(ray.actor.exit_actor)
+    assert "except AsyncioActorExit:\n            raise" in inspect.getsource(TrainController)
     assert "self.worker_group_cls.create(" in inspect.getsource(TrainController)
     assert "sync_actor = SynchronizationActor.options(" in inspect.getsource(worker_group)
     assert inspect.getsource(state).count("_shutdown_sync_actor(self.sync_actor)") == 2
@@ -227,7 +236,7 @@ def test_ray_reads_every_environment_variable_that_is_set():
     for folder in ("_common", "_private", "air", "train", "tune"):
         for path in (package / folder).rglob("*.py"):
             found |= set(re.findall(r"\b(?:RAY|TUNE)_[A-Z_]+\b", path.read_text(errors="ignore")))
-    assert (SETTINGS | LOCAL_SETTINGS).keys() <= found
+    assert SETTINGS.keys() <= found
 
 
 def test_the_modules_that_a_shutdown_imports_are_those_of_ray():

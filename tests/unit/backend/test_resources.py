@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.backend import resources
-from raypipe.backend.resources import GpuCount, max_trials_on_driver, wait_for_resources, workers_per_trial
+from raypipe.backend.resources import (
+    PROCESS_BYTES,
+    GpuCount,
+    max_trials_in_memory,
+    wait_for_resources,
+    workers_per_trial,
+)
 from raypipe.backend.resources import divide_resources as fit
 from raypipe.core.errors import InterruptedSweepError, UserError
 from raypipe.core.options import SweepOptions
@@ -53,17 +59,37 @@ def test_what_does_not_fit_is_one_line():
         layout(gpus_per_worker=1)
 
 
-def test_the_drivers_machine_bounds_trials_at_a_time(monkeypatch):
-    nodes = [
-        {"NodeID": "head", "Resources": {"memory": 1e9}},
-        {"NodeID": "b", "Resources": {"memory": 9e9, "CPU": 1.0}},
-    ]
-    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"NodeID": "c", "Resources": {"CPU": 1.0}}])
-    assert max_trials_on_driver("head", 230 * 10**6) == 4
-    assert max_trials_on_driver("b", 230 * 10**6) == 39
-    assert max_trials_on_driver("head", 2 * 10**9) == 1, "at least one trial runs"
-    assert max_trials_on_driver("head", 0) > 10**6, "simulated trials take nothing"
-    assert max_trials_on_driver("c", 230 * 10**6) > 10**6, "a Ray that counts no memory"
+def node(name, alive=True, **resources):
+    return {"NodeID": name, "Alive": alive, "Resources": {"CPU": 1.0} | resources}
+
+
+def test_the_memory_of_all_machines_bounds_trials_at_a_time(monkeypatch):
+    nodes = [node("head", memory=9.5 * PROCESS_BYTES), node("b", memory=4.9 * PROCESS_BYTES)]
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, node("lost", False, memory=1e12), node("counts none")])
+    assert max_trials_in_memory("head", 10**6, 2) == (9 + 4) // 2
+    assert max_trials_in_memory("head", 3 * PROCESS_BYTES, 2) == 3, "what each trial needs beside the driver"
+    assert max_trials_in_memory("b", 3 * PROCESS_BYTES, 2) == 1
+    assert max_trials_in_memory("head", 10**15, 2) == 1, "at least one trial runs"
+    assert max_trials_in_memory("counts none", 10**6, 2) == 6
+    assert max_trials_in_memory("head", 0, 0) > 10**6, "simulated trials take nothing"
+    monkeypatch.setattr("ray.nodes", lambda: [node("counts none")])
+    assert max_trials_in_memory("counts none", 10**6, 2) > 10**6
+
+
+@given(st.lists(st.floats(0, 12), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_whatever_the_order_and_the_nodes_all_processes_of_the_trials_that_fit_find_a_place(sizes, rng):
+    free = [size * PROCESS_BYTES for size in sizes]
+    nodes = [node(str(number), memory=memory) for number, memory in enumerate(free)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.nodes", lambda: nodes)
+        trials = max_trials_in_memory("0", 0, 2)
+    if sum(int(memory // PROCESS_BYTES) for memory in free) < 2:
+        return  # one trial is tried in any case
+    for _ in range(2 * trials):
+        place = rng.choice([number for number, memory in enumerate(free) if memory >= PROCESS_BYTES])
+        free[place] -= PROCESS_BYTES
+    fitting = sum(int(node["Resources"]["memory"] // PROCESS_BYTES) for node in nodes)
+    assert fitting - 2 * trials < 2, "and no more trials would"
 
 
 class Growing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -35,6 +36,35 @@ def test_an_answer_of_a_controller_is_returned(monkeypatch):
     monkeypatch.setattr(ray, "get", lambda answer: f"value of {answer}")
     trainer = WorkerGroupTrainer.__new__(WorkerGroupTrainer)
     assert trainer._await("answer") == "value of answer" and not ready
+
+
+@pytest.mark.parametrize("spread_bytes", [0, 130])
+def test_a_controller_is_beside_the_driver_or_requests_memory_on_any_node(monkeypatch, spread_bytes):
+    options, killed = {}, []
+    handle = SimpleNamespace(
+        run=SimpleNamespace(remote=lambda: "run"), get_result=SimpleNamespace(remote=lambda: "result")
+    )
+
+    def remote(**given):
+        options.update(given)
+        return lambda controller: SimpleNamespace(remote=lambda **arguments: handle)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "kill", killed.append)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "mine"))
+    trainer = WorkerGroupTrainer.__new__(WorkerGroupTrainer)
+    trainer.policies, trainer.spread_bytes = {}, spread_bytes
+    trainer.kill()
+    monkeypatch.setattr(trainer, "_await", lambda answer: trainer.kill() or answer)
+    assert trainer._initialize_and_run_controller() == "result"
+    assert killed == [handle, handle], "also while it waits for a node"
+    assert options["num_cpus"] == 0
+    if spread_bytes:
+        assert (options["memory"], options["scheduling_strategy"]) == (130, "SPREAD")
+        assert "label_selector" not in options
+    else:
+        assert options["label_selector"] == {"ray.io/node-id": "mine"}
+        assert "memory" not in options, "a small machine need not have so much left"
 
 
 def test_the_controller_is_started_as_ray_starts_it():

@@ -10,7 +10,7 @@ import ray.train
 import torch
 
 from raypipe.backend.broker import Broker
-from raypipe.backend.messages import SweepContext
+from raypipe.backend.messages import GroupStart, SweepContext
 from raypipe.backend.worker import serve
 from raypipe.trial.failures import UNUSABLE_WORKERS
 
@@ -41,14 +41,13 @@ def start(monkeypatch, tmp_path):
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(ray, "get", loop.run_until_complete)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: None)
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["0"])
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     handle = Remote(broker)
 
     def begin(gpus: float) -> Remote:
         settings = SweepContext(str(tmp_path / "gone"), handle, "", 1, 1, gpus, "auto", "auto", False)
-        serve({"context": settings, "group": "g"})
+        serve({"start": GroupStart(settings, "g", 0, "head", "raypipe-")})
         return handle
 
     yield begin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,17 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
-from raypipe.backend.messages import TrialJob
+from raypipe.backend.broker import Broker
+from raypipe.backend.messages import GroupStart, SweepContext, TrialJob
+from raypipe.backend.resources import PROCESS_BYTES
 from raypipe.backend.worker_groups import (
+    FIT_CHECK_SECONDS,
     GROW_CHECK_SECONDS,
     SHRINK_AFTER_SECONDS,
     DeathCallback,
     ElasticPolicy,
     WorkerGroups,
+    _RegisteredPolicy,
     workers_that_fit,
 )
 from raypipe.storage.trial_log import read_log
@@ -98,6 +103,7 @@ class Machines:
     free: dict[str, dict[str, float]] = field(default_factory=dict)
     now: float = 0.0
     bundles: dict[int, str] = field(default_factory=dict)
+    paused: list[float] = field(default_factory=list)
 
     def nodes(self, group: str) -> list[str]:
         return list(self.bundles.values()) if group == "aa" else []
@@ -108,7 +114,9 @@ def machines(monkeypatch):
     made = Machines()
     monkeypatch.setattr("raypipe.backend.worker_groups.free_resources", lambda: made.free)
     monkeypatch.setattr("raypipe.backend.worker_groups.nodes_of_placement_group", made.nodes)
-    monkeypatch.setattr("raypipe.backend.worker_groups.time", SimpleNamespace(monotonic=lambda: made.now))
+    monkeypatch.setattr(
+        "raypipe.backend.worker_groups.time", SimpleNamespace(monotonic=lambda: made.now, sleep=made.paused.append)
+    )
     return made
 
 
@@ -192,10 +200,139 @@ def test_a_machine_that_is_back_in_time_costs_no_worker_and_the_next_absence_is_
 def test_no_group_starts_without_a_worker(machines):
     policy = elastic(2)
     assert starting(policy) == 2
-    machines.now += 10 * SHRINK_AFTER_SECONDS
-    assert starting(policy) is None
-    machines.now += 10 * SHRINK_AFTER_SECONDS
-    assert starting(policy) is None
+    assert machines.paused == []
+    for waits in range(1, 3):
+        machines.now += 10 * SHRINK_AFTER_SECONDS
+        assert starting(policy) is None
+        assert machines.paused == [FIT_CHECK_SECONDS] * waits, "Ray Train asks again at once"
+
+
+def test_a_new_controller_of_a_group_that_was_started_counts_what_is_free_at_once(machines):
+    """Its predecessor may have died with its node, whose worker no longer fits anywhere."""
+    config = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1.0})
+    context = SimpleNamespace(autoscaling=False)
+    policies = [
+        _RegisteredPolicy(config, GroupStart(context, "group-0", number, "head", "raypipe-")) for number in (0, 1)
+    ]
+    machines.free = {"a": {"CPU": 1.0}}
+    assert starting(policies[0]) == 2
+    assert starting(policies[1]) is None
+    machines.now += SHRINK_AFTER_SECONDS
+    assert starting(policies[1]) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_controller_removes_what_earlier_ones_have_left_and_one_that_was_replaced_ends(broker, monkeypatch, number):
+    removed: list[str] = []
+    monkeypatch.setattr("raypipe.backend.worker_groups.remove_named_placement_groups", removed.append)
+    monkeypatch.setattr("raypipe.backend.worker_groups.with_coordinator_on", removed.append)
+    for _ in range(2):
+        asyncio.run(broker.actor.begin_start("group-0"))
+    context = SimpleNamespace(autoscaling=False, broker=broker)
+    policy = _RegisteredPolicy(
+        ScalingConfig(num_workers=1), GroupStart(context, "group-0", number, "head", "raypipe-group-0-")
+    )
+    if number == 1:
+        policy.after_controller_start(None)
+        assert removed == ["head", "raypipe-group-0-"]
+        return
+    with pytest.raises(RuntimeError, match="group-0 was closed"):
+        policy.after_controller_start(None)
+    assert removed == []
+
+
+class Remote:
+    """Handle of a broker whose methods run when their answer is got."""
+
+    def __init__(self, actor: Broker) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self.actor, name))
+
+
+@pytest.fixture
+def broker(monkeypatch):
+    """A broker with one group."""
+    handle = Remote(Broker())
+    asyncio.run(handle.actor.open_group("group-0"))
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get", asyncio.run)
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    context = SimpleNamespace(gcs_address="192.0.2.1:6379", get_node_id=lambda: "head")
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("raypipe.backend.worker_groups.listens", lambda address: address == context.gcs_address)
+    return handle
+
+
+def run_group(broker, monkeypatch, epochs):
+    """Run a group whose controllers die after so many epochs each; return the numbers of its starts and kills."""
+    starts, killed, scored, left = [], [], 0, list(epochs)
+
+    def trainer(self, start):
+        def fit():
+            nonlocal scored
+            for _ in range(left.pop(0)):
+                scored += 1
+                asyncio.run(broker.actor.mark_scored("group-0", scored, 1, False))
+            raise ray.exceptions.ActorUnavailableError("the connection is lost", None)
+
+        starts.append(start)
+        return SimpleNamespace(fit=fit, kill=lambda: killed.append(start.number))
+
+    monkeypatch.setattr(WorkerGroups, "_trainer", trainer)
+    WorkerGroups(SimpleNamespace(broker=broker), 0)._run("group-0")
+    assert not left
+    assert len({start.placement_groups for start in starts}) <= 1
+    return [start.number for start in starts], killed
+
+
+def test_a_group_whose_controllers_die_again_and_again_is_given_up_unless_epochs_are_scored(broker, monkeypatch):
+    """A controller dies with its node, and a long sweep may lose many."""
+    starts, killed = run_group(broker, monkeypatch, [0, 0, 1, 1, 2, 0, 0, 0, 1, 0, 0, 0, 0])
+    assert starts == killed == list(range(13)), "one that only cannot be reached is killed before another starts"
+    failure = asyncio.run(broker.actor.collect("group-0", 99, 1, 0.0))
+    assert failure.kind == "no-workers" and "could not be kept running: The actor None" in failure.reason
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_group_whose_controller_died_with_the_control_store_waits_for_that_where_it_can_be_ended(
+    broker, monkeypatch, leaves
+):
+    """Ray ends a driver that leaves it while a thread waits in a call."""
+    answers, asked, groups, killed = [False, False, True], [], [], []
+
+    def listens(address):
+        asked.append(address)
+        if leaves and len(asked) == 2:
+            groups[0]._left.set()
+        return leaves is False and answers.pop(0)
+
+    def trainer(self, start):
+        if start.number:
+            self._closing = True
+        groups.append(self)
+        return SimpleNamespace(fit=lambda: 1 / 0, kill=lambda: killed.append(len(asked)))
+
+    monkeypatch.setattr("raypipe.backend.worker_groups.STORE_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("raypipe.backend.worker_groups.listens", listens)
+    monkeypatch.setattr(WorkerGroups, "_trainer", trainer)
+    WorkerGroups(SimpleNamespace(broker=broker), 0)._run("group-0")
+    assert asked == ["192.0.2.1:6379"] * (2 if leaves else 3)
+    assert len(groups) == (1 if leaves else 2)
+    assert killed == ([] if leaves else [3]), "Ray may have lost the connection to it only"
+
+
+def test_a_closed_group_is_not_started(broker, monkeypatch):
+    asyncio.run(broker.actor.close_group("group-0"))
+    assert run_group(broker, monkeypatch, []) == ([], [])
+
+
+@pytest.mark.parametrize(("nodes", "spread"), [(1, False), (2, True)])
+def test_controllers_are_spread_over_several_nodes_and_beside_the_driver_on_one(broker, monkeypatch, nodes, spread):
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.nodes", lambda: [{"Alive": True}] * nodes)
+    context = SweepContext("", broker, "/scratch", 1, 1, 0, "auto", "auto", False)
+    trainer = WorkerGroups(context, 0)._trainer(GroupStart(context, "group-0", 0, "head", "raypipe-"))
+    assert trainer.spread_bytes == (PROCESS_BYTES if spread else 0)
 
 
 def test_groups_are_left_without_a_call_that_waits_for_the_control_store(monkeypatch):
@@ -210,13 +347,25 @@ def test_groups_are_left_without_a_call_that_waits_for_the_control_store(monkeyp
         waits.append(timeout)
         return [], answers  # the broker is gone too
 
-    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get", lambda call: None)
+    def trainer(self, start):
+        def fit():
+            self._left.wait()
+            raise RuntimeError("the driver leaves Ray")
+
+        return SimpleNamespace(fit=fit, kill=lambda: pytest.fail("waits for the store"))
+
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get", lambda call: (0, 0))
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.nodes", list)
+    context = SimpleNamespace(get_node_id=lambda: "head")
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get_runtime_context", lambda: context)
     monkeypatch.setattr("raypipe.backend.worker_groups.ray.wait", wait)
-    monkeypatch.setattr(WorkerGroups, "_trainer", lambda self, *_: SimpleNamespace(fit=self._left.wait))
-    for name in ("kill_actor", "remove_placement_group"):
-        monkeypatch.setattr(f"raypipe.backend.worker_groups.{name}", lambda _: pytest.fail("waits for the store"))
+    monkeypatch.setattr(WorkerGroups, "_trainer", trainer)
+    monkeypatch.setattr(
+        "raypipe.backend.worker_groups.remove_named_placement_groups", lambda _: pytest.fail("waits for the store")
+    )
     groups = WorkerGroups(SimpleNamespace(broker=Broker()), 2)
     groups.close(abandon=True)
-    assert called[2:] == [("close_group", "group-0"), ("close_group", "group-1")], "and no group starts again"
+    assert called[-2:] == [("close_group", "group-0"), ("close_group", "group-1")]
+    assert sorted(called[2:-2]) == [("begin_start", "group-0"), ("begin_start", "group-1")], "and no group starts again"
     assert waits and all(timeout is not None for timeout in waits)
     assert not any(thread.is_alive() for thread in groups._threads), "Ray would end the process that leaves it"

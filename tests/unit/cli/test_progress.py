@@ -59,7 +59,7 @@ def shown(view: SweepView, width: int = 160) -> str:
 def test_fewer_trials_at_a_time_than_asked_for_are_explained(clock):
     text = io.StringIO()
     SweepView(Console(file=text, width=400), clock).on_concurrency_limited(asked=200, limit=45)
-    assert "45 trial(s) at a time, not 200: each takes 0.35 GB of memory on the driver's machine" in text.getvalue()
+    assert "45 trial(s) at a time, not 200: beside its workers each takes 0.28 GB" in text.getvalue()
 
 
 def play(view: SweepView, clock: Clock, number: int, epochs: int, *, begin: int = 1, each: float = 3.0) -> None:
