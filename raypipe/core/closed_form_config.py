@@ -15,8 +15,7 @@ class ClosedFormConfig(Model):
     closed_form: ClassVar[bool] = True
 
     bands: Literal["rhythms", "theta-alpha", "even", "log"] = "rhythms"
-    """Frequency bands: `rhythms`, 1 to 4, 8, 13, 30 and 45 Hz; `theta-alpha`, 4 to 8 and 13 Hz; `halves`, lower and
-    upper halves of the rhythms, 1 to 4, 7, 10, 13, 20, 27, 35 and 45 Hz; `even`, `n_bands` of
+    """Frequency bands: `rhythms`, 1 to 4, 8, 13, 30 and 45 Hz; `theta-alpha`, 4 to 8 and 13 Hz; `even`, `n_bands` of
     equal width from `low` to `high` (a filter bank, Ang et al. 2012); `log`, `n_bands` of equal ratio. A band without a
     frequency of the window's Fourier transform is left out: it is above half the sampling rate, or narrower than one
     over the window's length."""
@@ -27,7 +26,8 @@ class ClosedFormConfig(Model):
     n_bands: Annotated[int, Field(ge=1, le=100)] = 9
     """Number of bands of `even` and `log`."""
     components: Annotated[int, Field(ge=0, le=1_000)] = 0
-    """Spatial components that replace the channels, the principal ones of the training windows; 0, or as many as there
+    """Spatial components that replace the channels, the principal ones of the training windows (of 2,048, if
+    there are more); 0, or as many as there
     are channels, for the channels. Needed where there are many channels."""
     bins: Annotated[int, Field(ge=0, le=1_000)] = 0
     """Regression: 0 for ridge regression, or groups of as many targets each, of which a linear discriminant analysis
@@ -90,15 +90,18 @@ class CovarianceConfig(ClosedFormConfig):
     bands; `band`, each by its own; `none`, not at all."""
     geometry: Literal["log-euclid", "riemann"] = "log-euclid"
     """Tangent vectors: `log-euclid`, logarithms of covariances; `riemann`, logarithms after whitening by the
-    affine-invariant mean of the training windows, which no mixing of channels changes."""
+    affine-invariant mean of the training windows (of 256, if there are more). Without `shrinkage` and `scale`, no
+    invertible mixing of channels changes distances of these vectors."""
     order: Annotated[int, Field(ge=1, le=100)] = 1
     """Time-delay embedding: the copies of each signal whose covariance it is, each later than the one before (ACM,
-    Carrara & Papadopoulo 2024, doi:10.1088/1741-2552/ad4ab3); 1 for none."""
+    Carrara & Papadopoulo 2024, doi:10.1088/1741-2552/ad4ab3); 1 for none. What is shifted out at the end of a window
+    comes in at its start."""
     lag: Annotated[float, Field(gt=0.0, le=10.0)] = 0.02
     """Seconds from one copy to the next, with `order` above 1."""
     prototypes: Annotated[int, Field(ge=0, le=100)] = 0
     """For windows that are cut at events: spatial filters (xDAWN, Rivet et al. 2009) for each class, or each third of a
-    regression's targets, whose mean responses are further signals; 0 for none."""
+    regression's targets, whose mean responses are further signals; 0 for none. They are fitted to all training
+    subjects, those whose predictions choose the penalty among them."""
 
     @model_validator(mode="after")
     def _one_kind_of_further_signals(self) -> Self:

@@ -20,9 +20,7 @@ else:  # in a submission, where the files are in one folder
 
 RHYTHMS = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0))
 """Hz: delta, theta, alpha, beta, gamma."""
-HALVES = ((1.0, 4.0), (4.0, 7.0), (7.0, 10.0), (10.0, 13.0), (13.0, 20.0), (20.0, 27.0), (27.0, 35.0), (35.0, 45.0))
-"""Hz: delta, and the lower and upper parts of the others."""
-NAMED_BANDS = {"rhythms": RHYTHMS, "theta-alpha": RHYTHMS[1:3], "halves": HALVES}
+NAMED_BANDS = {"rhythms": RHYTHMS, "theta-alpha": RHYTHMS[1:3]}
 
 
 class Bank(NamedTuple):

@@ -39,8 +39,9 @@ def fit_discriminant(
 ) -> Head:
     """Fit logits of bins, whose probabilities weight the values of the bins.
 
-    After Fisher 1936 (doi:10.1111/j.1469-1809.1936.tb02137.x), with the penalty of Friedman 1989
-    (doi:10.1080/01621459.1989.10478752, eq. 18).
+    After Fisher 1936 (doi:10.1111/j.1469-1809.1936.tb02137.x). The covariance within bins is shrunk as by Friedman 1989
+    (doi:10.1080/01621459.1989.10478752, eq. 18), but for a factor, which the inverse temperature takes up: a multiple
+    of the identity is added, of the mean variance along the kept axes.
 
     Parameters
     ----------

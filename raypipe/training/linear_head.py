@@ -40,7 +40,8 @@ class Head(NamedTuple):
     penalty: float
     """The chosen one of the fit's `PENALTIES`."""
     loss: float
-    """Mean training loss: squared error (of several values, their mean), or log loss."""
+    """Mean training loss: squared error (of several values, their mean), or log loss. Of bins, the squared error of
+    people who are left out."""
 
 
 def fit_head(
@@ -86,7 +87,8 @@ def fit_head(
         bias_O = (bias_K.mean() - _ABSENT).expand(n_classes).clone()
         weight_OF[present], bias_O[present] = weight_KF, bias_K
         weight_KF, bias_K = weight_OF, bias_O
-    return Head(weight_KF, bias_K, penalty, float(loss) / (len(y_N) * n_values))
+    per_value = 1.0 if n_classes else 2.0 / n_values  # the fit has half the squared error
+    return Head(weight_KF, bias_K, penalty, per_value * float(loss) / len(y_N))
 
 
 def standardise_features(x_NF: Tensor, weight_N: Tensor, how: str) -> tuple[Tensor, Tensor]:

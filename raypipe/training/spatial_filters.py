@@ -11,7 +11,7 @@ from torch import Tensor
 _MIN_TRACE = 1e-12
 """Square microvolts, below which a window does not count."""
 _RIDGE = 1e-6
-"""Share of the mean variance that is added to each channel's, where channels depend on each other."""
+"""Share of the mean variance that is added to each channel's, for channels that depend on each other."""
 
 
 class Responses(NamedTuple):

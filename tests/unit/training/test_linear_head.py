@@ -47,6 +47,7 @@ def test_it_is_the_fit_of_scikit_learn_with_the_chosen_penalty(classes, n, featu
         assert head.loss == pytest.approx(-np.average(np.log(expected[np.arange(n), y_N]), weights=weight_N), rel=1e-6)
     else:
         expected, found = Ridge(penalty, solver="cholesky").fit(z_NF, y_N, weight_N).predict(z_NF), raw_NO[:, 0]
+        assert head.loss == pytest.approx(np.average((y_N - expected) ** 2, weights=weight_N), rel=1e-6)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

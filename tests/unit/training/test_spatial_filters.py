@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from pyriemann.spatialfilters import Xdawn
 
+from raypipe.training import spatial_filters
 from raypipe.training.spatial_filters import fit_responses, principal_components
 from tests.support.oracles import needs_numpy_2
 
@@ -27,14 +28,15 @@ def parts(*tensors, size=25):
 
 
 @needs_numpy_2
-def test_filters_and_responses_are_those_of_xdawn():
+def test_filters_and_responses_are_those_of_xdawn(monkeypatch):
+    monkeypatch.setattr(spatial_filters, "_RIDGE", 0.0)
     x_NCT, group_N = responses()
     batches = parts(torch.from_numpy(x_NCT), torch.ones(60, dtype=torch.float64), torch.from_numpy(group_N))
     found = fit_responses(batches, 2, 2)
     expected = Xdawn(nfilter=2).fit(x_NCT, group_N)
     sign_S1 = np.sign((found.filters.numpy() * expected.filters_).sum(1, keepdims=True))
-    np.testing.assert_allclose(found.filters, sign_S1 * expected.filters_, atol=1e-5)
-    np.testing.assert_allclose(found.prototypes, sign_S1 * expected.evokeds_, atol=1e-5)
+    np.testing.assert_allclose(found.filters, sign_S1 * expected.filters_, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(found.prototypes, sign_S1 * expected.evokeds_, rtol=0, atol=1e-8)
 
 
 def test_a_window_that_counts_twice_is_one_that_is_there_twice():
