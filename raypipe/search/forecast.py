@@ -105,11 +105,13 @@ class Forecast:
     def render(self) -> str:
         """Return the forecast as text."""
         low, high = self.range
+        parameters = sorted({cost.parameters for cost in self.costs})
         gpus = f" and {self.gpus:g} GPU(s)" if self.gpus else ""
         lines = [
             f"{self.trials} trials of {self.folds} folds: {self.concurrent} at a time, "
             f"{self.workers} worker(s) each with {self.cpus:g} core(s){gpus}",
-            f"measured   {len(self.costs)} configurations on {self.device}: a step takes "
+            f"measured   {len(self.costs)} configurations on {self.device}: "
+            f"{' to '.join(f'{n:,}' for n in dict.fromkeys([parameters[0], parameters[-1]]))} parameters, a step takes "
             f"{_span([cost.step for cost in self.costs])}, an epoch of a fold "
             f"{_span([cost.epoch for cost in self.costs])}",
             f"time       {format_duration(self.likely)} ({format_duration(low)} if all trials were as the fastest, "

@@ -50,6 +50,8 @@ class Cost(NamedTuple):
     """Bytes that a trial leaves when it has ended."""
     weights: int
     """Part of `result` that is weights."""
+    parameters: int
+    """Numbers that are trained, or fitted, in a fold's model."""
 
 
 class Measurement(NamedTuple):
@@ -144,6 +146,7 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
         checkpoint=len(checkpoint.dumps(trainer.state_dict() | state)),
         result=weights + (2 * members + config.epochs) * predictions,
         weights=weights,
+        parameters=sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad),
     )
 
 
@@ -160,6 +163,7 @@ def _measure_fit(config: TrialConfig, data: FoldData, folds: FoldMap) -> Cost:
         checkpoint=len(checkpoint.dumps(trainer.state_dict())) + len(data.validation) * FLOAT32_BYTES,
         result=weights + 3 * predictions,
         weights=weights,
+        parameters=trainer.model.weight_OF.numel() + trainer.model.bias_O.numel(),
     )
 
 

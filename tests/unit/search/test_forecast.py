@@ -29,7 +29,7 @@ def space(tmp_path):
 
 
 def made(trial=(60.0,), **changes):
-    costs = [Cost(0.1, 1.0, seconds, 1000, 500, 400) for seconds in trial]
+    costs = [Cost(0.1, 1.0, seconds, 1000, 500, 400, int(100 * seconds)) for seconds in trial]
     fields = {"trials": 8, "folds": 4, "workers": 2, "concurrent": 2, "cpus": 1.0, "gpus": 0.0, "device": "a processor"}
     return Forecast(**(fields | changes), costs=costs, memory=10**9)
 
@@ -47,6 +47,8 @@ def test_the_range_is_of_the_quickest_and_the_slowest():
     both = made(trial=(30.0, 90.0))
     assert both.range == (START_SECONDS + 60, START_SECONDS + 180)
     assert both.likely == START_SECONDS + 120
+    assert "a processor: 3,000 to 9,000 parameters, a step takes" in both.render()
+    assert "a processor: 6,000 parameters, a step takes" in made().render()
 
 
 def test_gpu_hours_and_disk():
@@ -75,6 +77,9 @@ def test_what_is_measured_is_what_the_space_draws_and_what_a_trial_leaves(space,
     run = make_run(tmp_path / "run", windows)
     run.add_trial(0, tiny())
     run_trial(run, windows, 0)
+    learned = [weight for name, weight in run.weights(0, 0).items() if "running_" not in name and "num_b" not in name]
+    (found_parameters,) = {one.parameters for one in found.costs}
+    assert 0.95 < found_parameters / sum(weight.numel() for weight in learned) <= 1, "biases before norms are frozen"
     folder = Path(RunStore.open(run.where).local) / "trials/0000"
     left = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".npz", ".safetensors"))
     assert 0.3 * left < found.costs[0].result < left, "headers are not counted"

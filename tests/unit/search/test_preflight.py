@@ -97,7 +97,7 @@ def test_a_sweep_that_cannot_train_starts_nothing(tmp_path):
 def test_a_plan_ends_with_the_warning():
     from raypipe.search.measurement import Cost
 
-    cost = Cost(step=1.0, epoch=1.0, trial=1.0, checkpoint=1, result=1, weights=1)
+    cost = Cost(step=1.0, epoch=1.0, trial=1.0, checkpoint=1, result=1, weights=1, parameters=1)
     plan = Forecast(1, 3, 1, 1, 1.0, 0.0, "a machine", [cost], 1, warnings=["space.py: drawn without effect: sam/rho"])
     assert plan.render().splitlines()[-1] == "Warning: space.py: drawn without effect: sam/rho"
 
