@@ -16,7 +16,7 @@ SITE := .venv-site
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: docs sweep check test test-all static lint types imports unit integration chaos-ci cluster chaos lowest bench gpu wheel clean
+.PHONY: docs sweep check test test-all zoo static lint types imports unit integration chaos-ci cluster chaos lowest bench gpu wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,8 +52,16 @@ test: $(STAMP)
 
 # The same, and the long forms: a dozen seeds of chaos, three hosts in full, real recordings, the challenge at full size,
 # the lowest versions of dependencies.
-test-all: $(STAMP)
+test-all: $(STAMP) zoo
 	LONG=1 $(BIN)/python -m tests.parts $(PARTS) lowest
+
+# braindecode, for the tests that compare with its networks or train them
+zoo: $(VENV)/zoo
+
+$(VENV)/zoo: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[zoo]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps braindecode
+	touch $@
 
 static: lint types imports
 

@@ -1,8 +1,9 @@
-"""A network of one's own from a search space to a submission, with a sweep that is killed on the way."""
+"""Networks of one's own and of braindecode, from a search space to a submission, with a sweep that is killed."""
 
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.support.sweeps import FLAGS, ROOT, Gate, numbers
 pytestmark = pytest.mark.ray
 
 SPACE = """'''The network, the loss and the augmentation of the documents.'''
-START = [{"sam/name": "none"}, {"sam/name": "sam"}]
+START = [{"sam/name": "sam"}, {"sam/name": "none"}]
 def space(trial):
     trial.suggest_categorical("sam/name", ["none", "sam"])
     own = {"model/name": "my_nets.py:Net", "model/args/filters": 4}
@@ -26,6 +27,14 @@ def space(trial):
     return own | {"epochs": 3, "patience": 3, "batch_size": 16}
 """
 FOLDS = 3
+BRAINDECODE = [f"braindecode.models:{name}" for name in ("EEGNeX", "ShallowFBCSPNet", "EEGNet")]
+BRAINDECODE_SPACE = f"""'''Networks of braindecode.'''
+NAMES = {BRAINDECODE}
+START = [{{"model/name": name}} for name in NAMES]
+def space(trial):
+    trial.suggest_categorical("model/name", NAMES)
+    return {{"epochs": 3, "patience": 3, "batch_size": 16}}
+"""
 
 
 def write_own(folder: Path) -> Path:
@@ -37,11 +46,11 @@ def write_own(folder: Path) -> Path:
     return folder / "space.py"
 
 
-def kill_and_resume(space: Path, data: str, where: Path, shared, gate: Gate, metric: str) -> Run:
+def kill_and_resume(space: Path, data: str, where: Path, shared, gate: Gate, *flags: object) -> Run:
     """Run a sweep whose driver is killed in an epoch, remove the user's files, and continue it."""
     shared.hooks.set(gate.hooks)
-    words = ("sweep", space, "--data", data, "--run", where, *FLAGS, "--trials", 2, "--folds", FOLDS)
-    driver = shared.drive(*words, "--concurrent", 1, "--metric", metric)
+    words = ("sweep", space, "--data", data, "--run", where, *FLAGS, "--folds", FOLDS, "--concurrent", 1)
+    driver = shared.drive(*words, *flags)
     gate.wait(2, driver)
     driver.kill()
     driver.finish()
@@ -54,17 +63,27 @@ def kill_and_resume(space: Path, data: str, where: Path, shared, gate: Gate, met
     return Run(where)
 
 
-def test_from_a_network_of_ones_own_to_a_submission(tiny_bids, tiny_store, tmp_path, shared):
-    space = write_own(tmp_path / "mine")
-    metric = f"{tmp_path}/mine/metrics.py:score"
-    expected = plain_sweep(space, tiny_store.where, tmp_path / "plain", trials=2, folds=FOLDS, metric=metric)
-    run = kill_and_resume(space, tiny_store.where, tmp_path / "run", shared, Gate(tmp_path / "gate", 2), metric)
+def assert_equal_runs(run: Run, expected: Run) -> None:
     assert numbers(run) == numbers(expected)
-    for number in (0, 1):
+    for number in run.store.numbers("result.json"):
         for fold in range(FOLDS):
             weights = run.store.weights(number, fold)
             assert all(weights[name].equal(w) for name, w in expected.store.weights(number, fold).items())
 
+
+def assert_predictions_repeat(bundle: Path, bids: Path, store) -> None:
+    table = predict(bundle, bids)
+    predicted = load_ensemble(bundle).predict(store.gather(range(len(store))))[:, 0]
+    assert np.abs(predicted[:, None] - table.prediction.to_numpy()).min(axis=1).max() < 1e-4
+
+
+def test_from_a_network_of_ones_own_to_a_submission(tiny_bids, tiny_store, tmp_path, shared):
+    space = write_own(tmp_path / "mine")
+    metric = f"{tmp_path}/mine/metrics.py:score"
+    expected = plain_sweep(space, tiny_store.where, tmp_path / "plain", trials=2, folds=FOLDS, metric=metric)
+    gate, flags = Gate(tmp_path / "gate", 2), ("--trials", 2, "--metric", metric)
+    run = kill_and_resume(space, tiny_store.where, tmp_path / "run", shared, gate, *flags)
+    assert_equal_runs(run, expected)
     assert run.store.info.metric == expected.store.info.metric != "metrics.py:score"
     ensemble = run.ensemble(top=2)
     errors = np.abs(run.oof(0).prediction - tiny_store.targets[run.oof(0).window])
@@ -76,6 +95,23 @@ def test_from_a_network_of_ones_own_to_a_submission(tiny_bids, tiny_store, tmp_p
     assert not list(bundle.rglob("*.py"))
     checked = check_submission(submission, bundle=bundle)
     assert [line.name for line in checked.failures] == ["challenge 1: target and windows"], str(checked)
-    table = predict(bundle, tiny_bids)
-    predicted = load_ensemble(bundle).predict(tiny_store.gather(range(len(tiny_store))))[:, 0]
-    assert np.abs(predicted[:, None] - table.prediction.to_numpy()).min(axis=1).max() < 1e-4
+    assert_predictions_repeat(bundle, tiny_bids, tiny_store)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("braindecode") is None, reason="braindecode is not installed: make zoo")
+def test_from_networks_of_braindecode_to_a_submission(tiny_bids, tiny_store, tmp_path, shared):
+    space = tmp_path / "mine/space.py"
+    space.parent.mkdir()
+    space.write_text(BRAINDECODE_SPACE)
+    expected = plain_sweep(space, tiny_store.where, tmp_path / "plain", trials=3, folds=FOLDS)
+    gate = Gate(tmp_path / "gate", 2)
+    run = kill_and_resume(space, tiny_store.where, tmp_path / "run", shared, gate, "--trials", 3)
+    assert_equal_runs(run, expected)
+    assert [run.store.config(number).model.name for number in range(3)] == BRAINDECODE
+    ensemble = run.ensemble(top=3, method="equal")
+    bundle = run.export(tmp_path / "bundle")
+    submission = export_submission({1: ensemble}, tmp_path / "submission.zip", windows={1: tiny_store})
+    checked = check_submission(submission, bundle=bundle)
+    assert [line.name for line in checked.failures] == ["challenge 1: target and windows"], str(checked)
+    assert_predictions_repeat(bundle, tiny_bids, tiny_store)

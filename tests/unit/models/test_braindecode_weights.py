@@ -25,7 +25,7 @@ def test_a_tensor_of_another_network_is_named() -> None:
         from_braindecode({"clshead.0.weight": torch.zeros(1)})
 
 
-@pytest.mark.skipif(not find_spec("braindecode"), reason="braindecode is not installed (see benchmarks/peers.py)")
+@pytest.mark.skipif(not find_spec("braindecode"), reason="braindecode is not installed: make zoo")
 def test_both_networks_give_equal_outputs() -> None:
     theirs = peers.conformer(7, 200).double().eval()
     ours = Conformer(7, 200, 1).double().eval()

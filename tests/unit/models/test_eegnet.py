@@ -69,7 +69,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_layers_one_by_one(ker
     torch.testing.assert_close(ours.eval()(x_BCT), plain.eval()(normalise(x_BCT, norm)), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.skipif(not find_spec("braindecode"), reason="braindecode is not installed (see benchmarks/peers.py)")
+@pytest.mark.skipif(not find_spec("braindecode"), reason="braindecode is not installed: make zoo")
 @pytest.mark.parametrize("training", [False, True])
 def test_outputs_are_those_of_braindecode(training):
     theirs = peers.braindecode_models().EEGNet(

@@ -41,7 +41,7 @@ def test_outputs_are_those_of_the_layers_one_by_one(algorithm, training):
         torch.testing.assert_close(one.grad, other.grad.view_as(one), rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.skipif(not find_spec("braindecode"), reason="braindecode is not installed (see benchmarks/peers.py)")
+@pytest.mark.skipif(not find_spec("braindecode"), reason="braindecode is not installed: make zoo")
 @pytest.mark.parametrize("training", [False, True])
 def test_outputs_are_those_of_braindecode(training):
     theirs = peers.braindecode_models().ShallowFBCSPNet(n_chans=7, n_outputs=3, n_times=200, drop_prob=0.0)

@@ -15,7 +15,9 @@ from raypipe.packaging.programs import Unexportable, export_program, ship_networ
 from raypipe.search.own_networks import check_network
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("braindecode") is None, reason="braindecode is not installed"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("braindecode") is None, reason="braindecode is not installed: make zoo"
+    ),
     pytest.mark.filterwarnings("ignore"),
 ]
 
