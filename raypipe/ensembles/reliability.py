@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from raypipe.core.bootstrap import bootstrap_subjects
+from raypipe.core.bootstrap import CROSS_VALIDATED, bootstrap_subjects
 from raypipe.core.class_metrics import mean, mean_sums
 from raypipe.core.levels import rows_at_level
 from raypipe.core.metrics import Floats, Ints, Metric, from_sums
@@ -90,13 +90,15 @@ def reliability_of(like: MemberPredictions, nested_NO: NDArray[Any]) -> Reliabil
     happened_N, p_N = _event(rows.targets, rows.predictions)
     raw_happened_N, raw_N = _event(raw.targets, raw.predictions)
     return Reliability(
-        bins=frequencies(rows.targets, rows.predictions, units),
+        bins=frequencies(rows.targets, rows.predictions, units, cross_validated=True),
         calibration_error=_estimate(calibration_error(equal_bins(p_N)), happened_N, p_N, units),
         error_before=_estimate(calibration_error(equal_bins(raw_N)), raw_happened_N, raw_N, units),
     )
 
 
-def frequencies(y: NDArray[Any], p_NK: NDArray[Any], units: NDArray[Any]) -> list[Bin]:
+def frequencies(
+    y: NDArray[Any], p_NK: NDArray[Any], units: NDArray[Any], *, cross_validated: bool = False
+) -> list[Bin]:
     """Return how often what was predicted came true, by its probability.
 
     Parameters
@@ -105,10 +107,13 @@ def frequencies(y: NDArray[Any], p_NK: NDArray[Any], units: NDArray[Any]) -> lis
         (N,) classes and (N, K) probabilities of windows or people.
     units
         (N,) what intervals resample: people, or the groups that they share.
+    cross_validated
+        See `raypipe.core.bootstrap.bootstrap_subjects`.
     """
     happened_N, p_N = _event(y, p_NK)
     bin_N = equal_bins(p_N)
-    return [_bin(happened_N[i], p_N[i], units[i]) for i in (bin_N == k for k in range(int(bin_N.max()) + 1))]
+    places = (bin_N == k for k in range(int(bin_N.max()) + 1))
+    return [_bin(happened_N[i], p_N[i], units[i], cross_validated) for i in places]
 
 
 def _event(y: NDArray[Any], p_NK: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -147,17 +152,21 @@ def calibration_error(bin_N: Ints) -> Metric:
     return from_sums("calibration error", "minimize", "classification", "probabilities", sums, finish, (0.0, 1.0))
 
 
-def _bin(happened_N: Floats, p_N: Floats, units: NDArray[Any]) -> Bin:
+def _bin(happened_N: Floats, p_N: Floats, units: NDArray[Any], cross_validated: bool) -> Bin:
     if len(np.unique(units)) == len(units):
-        observed = _share(happened_N)
+        observed = _share(happened_N, cross_validated)
     else:
-        observed = _estimate(_share_metric(), happened_N, happened_N, units)
+        observed = _estimate(_share_metric(), happened_N, happened_N, units, cross_validated)
     return Bin(rows=len(p_N), predicted=float(p_N.mean()), observed=observed)
 
 
-def _share(happened_N: Floats) -> Estimate:
-    """Return the share of events that are independent, with the interval of Wilson (1927), which 0 and 1 have too."""
-    n, share, z = len(happened_N), float(happened_N.mean()), 1.959964
+def _share(happened_N: Floats, cross_validated: bool) -> Estimate:
+    """Return the share of events that are independent, with the interval of Wilson (1927), which 0 and 1 have too.
+
+    Twice the variance, of a cross-validation, is that of half as many events.
+    """
+    n = len(happened_N) / (CROSS_VALIDATED**2 if cross_validated else 1.0)
+    share, z = float(happened_N.mean()), 1.959964
     centre, scale = share + z**2 / (2 * n), 1 + z**2 / n
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
@@ -173,10 +182,10 @@ def _share_metric() -> Metric:
     return from_sums("share", "maximize", "regression", "values", sums, mean, (0.0, 1.0))
 
 
-def _estimate(metric: Metric, y: Floats, pred: Floats, units: NDArray[Any]) -> Estimate:
+def _estimate(metric: Metric, y: Floats, pred: Floats, units: NDArray[Any], cross_validated: bool = True) -> Estimate:
     """Return a score with its interval over subjects, or their groups; None where they are too few."""
     value = metric.value(y, pred)
-    inner = bootstrap_subjects(metric, y, pred, units)
+    inner = bootstrap_subjects(metric, y, pred, units, cross_validated=cross_validated)
     return Estimate(value=_known(value), low=_known(inner.low), high=_known(inner.high))
 
 

@@ -46,7 +46,9 @@ def test_results_of_a_day_are_numbered_and_the_newest_is_the_last(tmp_path):
 
 def test_every_script_runs_by_it_or_is_listed_with_its_command(capsys, monkeypatch):
     helpers = {"__init__", "__main__", "report", "roofline", "runner", "timing", "toys", "peers", "processes"}
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - helpers - {"simulated_sweep", "simulated_groups"}
+    scripts = (
+        {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - helpers - {"simulated_sweep", "simulated_groups"}
+    )
     assert scripts == {job.module for job in bench.JOBS + bench.LONG} | set(bench.ELSEWHERE) - {"chaos"}
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--list"])
     assert bench.main() == 0

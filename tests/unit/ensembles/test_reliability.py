@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raypipe.core.bootstrap import CROSS_VALIDATED
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.reliability import (
     calibration_error,
@@ -59,6 +60,18 @@ def test_an_interval_of_a_share_contains_it_and_is_within_zero_and_one(events):
     (found,) = frequencies(np.array(events, int), np.full((len(events), 2), 0.5), np.arange(len(events)))
     assert 0 <= found.observed.low <= found.observed.value == np.mean(events) <= found.observed.high <= 1
     assert found.observed.low < found.observed.high
+
+
+@pytest.mark.parametrize("each", [1, 4], ids=["a window a person", "four"])
+def test_intervals_of_nested_predictions_are_root_two_as_wide(each):
+    rng = np.random.default_rng(1)
+    p_N = rng.uniform(0.3, 0.7, 400)
+    y, units = (rng.random(400) < p_N).astype(int), np.repeat(np.arange(400 // each), each)
+    p_NK = np.stack([1 - p_N, p_N], axis=1)
+    fixed, wider = (frequencies(y, p_NK, units, cross_validated=nested) for nested in (False, True))
+    for one, other in zip(fixed, wider, strict=True):
+        ratio = (other.observed.high - other.observed.low) / (one.observed.high - one.observed.low)
+        assert ratio == pytest.approx(CROSS_VALIDATED, rel=0.05) and one.observed.value == other.observed.value
 
 
 def test_three_classes_are_judged_by_the_most_probable():
