@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
-from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level, within_folds
+from raypipe.core.levels import Level, ScoredRows, rows_at_level, within_folds
 from raypipe.core.metrics import get_metric
+from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label
 from raypipe.storage.run_store import RunStore
@@ -93,10 +94,12 @@ def chance_test(run: RunStore, *, permutations: int = 1000, seed: int = 0) -> Ch
     """
     if permutations < 1:
         raise UserError(f"--permutations {permutations}: at least 1 is needed; 1000 are usual")
-    held = Ensemble.load(run).held_out
-    level = level_of(held.subjects, held.targets)
+    ensemble, level = Ensemble.load(run), run.info.level
+    held = ensemble.held_out
     parts_N = np.zeros(len(held.targets), dtype=np.int64)
     rows = rows_at_level(level, held.targets, held.subjects, parts_N, held.predictions)
+    if get_metric(run.info.metric).reads == "classes":
+        rows = rows._replace(predictions=decide(rows.predictions, np.array(ensemble.decision_weights)))
     group_of = dict(zip(held.subjects.tolist(), held.groups.tolist(), strict=True))
     return permute(run.info.metric, level, rows, permutations, seed, group_of)
 

@@ -59,6 +59,8 @@ class OuterScores:
     """Predictions at `level`; its `folds` are the parts."""
     constant_predictions: NDArray[np.float64]
     """The same without EEG."""
+    decision_weights: NDArray[np.float64] | None
+    """(parts, K): the weights of classes that each part's ensemble decides by; None of values."""
     by_part: pd.DataFrame
     """One row per part: ``subjects``, ``method``, ``nested``, ``score`` and ``constant``, held out."""
     parameters: pd.DataFrame
@@ -182,8 +184,8 @@ def read_scores(outer: OuterRun) -> OuterScores:
         rows_at_level(level, pooled.targets, pooled.subjects, pooled.parts, predictions)
         for predictions in (pooled.predictions, pooled.constant)
     )
-    if get_metric(outer.info.metric).reads == "classes":
-        weights_PK = np.array([each.decision_weights for each in ensembles])
+    weights_PK = np.array([each.decision_weights for each in ensembles]) if outer.info.classes else None
+    if weights_PK is not None and get_metric(outer.info.metric).reads == "classes":
         rows = rows._replace(predictions=decide(rows.predictions, weights_PK[rows.folds - 1]))
     return OuterScores(
         metric=outer.info.metric,
@@ -191,6 +193,7 @@ def read_scores(outer: OuterRun) -> OuterScores:
         pooled=pooled,
         rows=rows,
         constant_predictions=without_eeg.predictions,
+        decision_weights=weights_PK,
         by_part=_table_of_parts(ensembles),
         parameters=_parameters(ensembles),
     )

@@ -152,7 +152,9 @@ def _predictions(run: RunStore, windows: WindowStore) -> dict[str, Predictions]:
             oof = members.combine(rule) if rule else weighted_mean(members.predictions, ensemble.weights)
             found[ENSEMBLE_OOF] = Predictions(keys[members.windows], side, oof)
         held = ensemble.held_out
-        found[ENSEMBLE_HELD_OUT] = Predictions(keys[held.windows], held.evaluation_set, held.predictions)
+        weights = ensemble.decision_weights
+        weights_NK = None if weights is None else np.tile(weights, (len(held.windows), 1))
+        found[ENSEMBLE_HELD_OUT] = Predictions(keys[held.windows], held.evaluation_set, held.predictions, weights_NK)
     return found
 
 

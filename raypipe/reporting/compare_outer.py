@@ -55,7 +55,8 @@ def _predictions(run: OuterRun, scores: OuterScores) -> Predictions:
     pooled = scores.pooled
     keys = window_keys(windows_of_run(run))[pooled.windows]
     side = EvaluationSet(pooled.targets, pooled.subjects, pooled.parts, pooled.groups, cross_validated=True)
-    return Predictions(keys, side, pooled.predictions)
+    weights_PK = scores.decision_weights
+    return Predictions(keys, side, pooled.predictions, None if weights_PK is None else weights_PK[pooled.parts - 1])
 
 
 def _conditions(first: OuterRun, run: OuterRun) -> list[Condition]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.bootstrap import MIN_SUBJECTS
 from raypipe.core.metrics import get_metric
+from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.scores import EvaluationSet, difference_interval
 
 
@@ -25,6 +26,12 @@ class Predictions:
     evaluation_set: EvaluationSet
     predictions: NDArray[Any]
     """(N, outputs): the value in target units, or class probabilities."""
+    weights: NDArray[Any] | None = None
+    """(N, K) weights of classes, by which metrics of predicted classes decide; None for the most probable class."""
+
+    def decided(self, metric: str) -> NDArray[Any]:
+        """Return what a metric reads: predicted classes with probability 1, or the predictions."""
+        return decide(self.predictions, self.weights) if get_metric(metric).reads == "classes" else self.predictions
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     known = first.evaluation_set
     trained_on = known.cross_validated or other.evaluation_set.cross_validated
     side = EvaluationSet(known.targets[a], known.subjects[a], both.reshape(-1), units, trained_on)
-    one, two = first.predictions[a], other.predictions[b]
+    one, two = first.decided(metric)[a], other.decided(metric)[b]
     scores = (side.score(metric, one), side.score(metric, two))
     interval = difference_interval(metric, side, two, one)
     return PairedDifference(
@@ -124,7 +131,9 @@ def _numbered(keys: NDArray[np.str_]) -> NDArray[np.str_]:
 
 
 def _by_subject(predictions: Predictions) -> Predictions:
-    side = predictions.evaluation_set.per_subject()
+    known, weights = predictions.evaluation_set, predictions.weights
+    side = known.per_subject()
+    means = known.mean_per_subject(predictions.predictions)
     return Predictions(
-        side.subjects.astype(str), side, predictions.evaluation_set.mean_per_subject(predictions.predictions)
+        side.subjects.astype(str), side, means, None if weights is None else weights[known.first_windows]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles import baselines
+from raypipe.ensembles import baselines, calibration
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.simulation.contrast_change import simulate
@@ -90,6 +91,22 @@ def classes(tmp_path_factory) -> Finished:
     root = tmp_path_factory.mktemp("classes")
     toy = ToyWindows(subjects=40, each=6, classes=True)
     return finish(root, write_store(root / "store", toy), target="events:off,on", epochs=4)
+
+
+def at_the_median(metric, p_N2, *_) -> np.ndarray:
+    """Return the weights of two classes that divide predictions in halves."""
+    threshold = float(np.median(p_N2[:, 1]))
+    return np.array([threshold, 1 - threshold])
+
+
+@pytest.fixture
+def decided(classes, tmp_path, monkeypatch) -> Path:
+    """The run of `classes`, ranked by balanced accuracy, with an ensemble whose threshold is a median."""
+    folder = Path(shutil.copytree(classes.run.local, tmp_path / "decided"))
+    edit_record(RunStore.open(folder).folder, "run.json", {"metric": "balanced-accuracy"})
+    monkeypatch.setattr(calibration, "choose_weights", at_the_median)
+    fit_ensemble(RunStore.open(folder), windows=classes.windows, method="equal").save()
+    return folder
 
 
 @pytest.fixture(scope="session")

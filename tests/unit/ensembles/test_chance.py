@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -11,8 +12,10 @@ from scipy.stats import kstest
 from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.levels import ScoredRows
-from raypipe.ensembles.chance import MIN_ORDERS, permute
+from raypipe.core.metrics import score
+from raypipe.ensembles.chance import MIN_ORDERS, chance_test, permute
 from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.storage.run_store import RunStore
 
 PEOPLE, EACH = 12, 6
@@ -89,6 +92,30 @@ def test_the_command(classes, tmp_path, capsys):
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert "AUC" in said and "shuffled within each person" in said and "of 200 permutations" in said
+
+
+def test_classes_are_decided_as_by_the_verdict(decided):
+    run = RunStore.open(decided)
+    ensemble = Ensemble.load(run)
+    held = ensemble.held_out
+    found = chance_test(run, permutations=20)
+    assert found.score == pytest.approx(ensemble.table.loc["ensemble", "held_out"])
+    most_probable = score("balanced-accuracy", held.targets, np.eye(2)[held.predictions.argmax(1)])
+    assert found.score != pytest.approx(most_probable)
+
+
+def test_the_level_is_that_of_the_run(classes, tmp_path, monkeypatch):
+    """Few held-out people may happen to have one class each, where the trials of the others have both."""
+    run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
+    fit_ensemble(run, windows=classes.windows, method="equal").save()
+    assert run.info.level == "window"
+    ensemble = Ensemble.load(run)
+    held = ensemble.held_out
+    ones = dataclasses.replace(held, targets=np.unique(held.subjects, return_inverse=True)[1] % 2)
+    changed = dataclasses.replace(ensemble, held_out=ones)
+    monkeypatch.setattr(Ensemble, "load", lambda run: changed)
+    with pytest.raises(UserError, match="have 1 different orders"):
+        chance_test(run)
 
 
 def test_a_run_without_an_ensemble_is_one_line(twelve, capsys):

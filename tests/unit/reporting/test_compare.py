@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
 
@@ -16,8 +17,9 @@ from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.scores import EvaluationSet
 from raypipe.reporting.compare import BEST_TRIAL, ENSEMBLE_HELD_OUT, ENSEMBLE_OOF, compare_runs
-from raypipe.reporting.pairing import PairedDifference
+from raypipe.reporting.pairing import PairedDifference, Predictions, paired_difference
 from raypipe.reporting.tables import _difference_lines, show_comparison
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, TrialResult
@@ -162,6 +164,25 @@ def test_ensembles_are_compared_on_held_out_subjects(values, tmp_path, capsys):
         app.main(["compare", *map(str, places)])
     out = capsys.readouterr().out
     assert end.value.code == 0 and "two against one" in out and "same data" in out and ENSEMBLE_HELD_OUT in out
+
+
+def test_classes_are_decided_by_each_ensembles_weights(decided, tmp_path):
+    other = shutil.copytree(decided, tmp_path / "other")
+    found = compare_runs([RunStore.open(decided), RunStore.open(other)]).differences[0][2]
+    table = Ensemble.load(RunStore.open(decided)).table
+    assert found.predictor == ENSEMBLE_HELD_OUT and found.difference == 0
+    assert found.scores[0] == pytest.approx(table.loc["ensemble", "held_out"])
+
+
+def test_decisions_are_made_after_the_mean_of_each_subject():
+    subjects, targets = np.repeat(["a", "b", "c"], 2), np.repeat([0, 1, 1], 2)
+    p_N = np.array([0.1, 0.3, 0.2, 0.5, 0.9, 0.1])
+    side = EvaluationSet(targets, subjects, np.zeros(6, int))
+    weights_NK = np.tile([0.3, 0.7], (6, 1))
+    known = Predictions(np.array(list("uvwxyz")), side, np.stack([1 - p_N, p_N], 1), weights_NK)
+    plain = dataclasses.replace(known, weights=None)
+    found = paired_difference("toy", "accuracy", plain, known)
+    assert found.scores == (pytest.approx(1 / 3), 1.0), "means .2, .35 and .5: the threshold is .3, and not .5"
 
 
 def test_repeats_of_folds_are_paired_with_those_of_the_other_run(repeated, store, tmp_path):
