@@ -76,21 +76,22 @@ def fit_calibration(metric: str, p_NK: Array, y: Array, subjects: Array, units: 
     share_N = (even_people(subjects) if level_of(subjects, y_N) == "person" else np.ones(len(y_N))) / len(y_N)
 
     def loss(values: Floats) -> tuple[float, Floats]:
-        raw_NK = values[0] * log_NK + np.r_[0.0, values[1:]]
+        raw_NK = values[0] * log_NK + values[1:]
         raw_NK = raw_NK - raw_NK.max(1, keepdims=True)
         q_NK = np.exp(raw_NK)
         q_NK /= q_NK.sum(1, keepdims=True)
         error_NK = (q_NK - one_hot_NK) * share_N[:, None]
-        change = values - start
         log_true_N = np.log(np.clip((q_NK * one_hot_NK).sum(1), 1e-300, None))
-        value = -share_N @ log_true_N + 0.5 * change @ change / n_subjects
-        slope = np.r_[(error_NK * log_NK).sum(), error_NK.sum(0)[1:]] + change / n_subjects
+        # Shifts that sum to zero have the least penalty, whatever the order of the classes.
+        pull = np.r_[values[0] - 1.0, 2.0 * values[1:]] / n_subjects
+        value = -share_N @ log_true_N + 0.5 * pull @ (values - start)
+        slope = np.r_[(error_NK * log_NK).sum(), error_NK.sum(0)] + pull
         return float(value), slope
 
-    start = np.r_[1.0, np.zeros(n_classes - 1)]
-    bounds = [SCALE_LIMITS, *[(-MAX_SHIFT, MAX_SHIFT)] * (n_classes - 1)]
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
-    fitted = Calibration(found[0], (0.0, *found[1:]), tuple(even_weights(n_classes).tolist()))
+    start = np.r_[1.0, np.zeros(n_classes)]
+    bounds = [SCALE_LIMITS, *[(-MAX_SHIFT, MAX_SHIFT)] * n_classes]
+    scale, *shifts = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
+    fitted = Calibration(scale, tuple(shift - shifts[0] for shift in shifts), tuple(even_weights(n_classes).tolist()))
     if get_metric(metric).reads != "classes":
         return fitted
     weights_K = choose_weights(metric, fitted(p_NK), y_N, subjects, units)

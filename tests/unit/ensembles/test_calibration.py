@@ -65,6 +65,15 @@ def test_it_keeps_the_order_of_two_classes(scale, shift, seed):
     assert score("auc", y, q) == pytest.approx(score("auc", y, p), abs=1e-6)
 
 
+@given(order=st.permutations([0, 1, 2]), seed=st.integers(0, 5))
+def test_the_order_of_classes_makes_no_difference(order, seed):
+    """Few subjects, so that the prior counts."""
+    p, y, subjects, _ = overconfident(n_subjects=5, each=8, k=3, seed=seed)
+    found = fit_calibration("log-loss", p, y, subjects)
+    other = fit_calibration("log-loss", p[:, order], np.argsort(order)[y], subjects)
+    np.testing.assert_allclose(other(p[:, order]), found(p)[:, order], atol=1e-4)
+
+
 def test_few_subjects_change_little_and_none_turns_the_order_round():
     p, y, subjects, _ = overconfident(n_subjects=3)
     assert 0.25 < fit_calibration("log-loss", p, y, subjects).scale < 1.0
