@@ -96,7 +96,7 @@ cluster: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --runs $(N) --seed $(SEED)
 
-# The unit tests with the lowest versions that pyproject.toml allows
+# The unit tests with the lowest versions that pyproject.toml allows, and the torch that is tested otherwise
 lowest: $(LOWEST)/installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest tests/unit -m 'not long' -n 2 --dist loadfile
 

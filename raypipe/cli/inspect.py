@@ -243,7 +243,7 @@ def doctor(
         raise UserError(f"{target}: no such folder; name what raypipe prepare, sweep, pretrain or export wrote")
     for found in chain(examine(folder), diagnose(target) if target is not None else ()):
         broken += found.level == "broken"
-        line = found.what + (f"; to fix it: {found.fix}" if found.fix else "")
+        line = found.what + (f"; fix: {found.fix}" if found.fix else "")
         console.print(Text(f"{found.level:<7}", styles[found.level]), Text(one_line(line)), soft_wrap=True)
     if broken:
         console.print(f"{broken} broken", style="bold red", highlight=False)

@@ -86,7 +86,7 @@ def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, 
     assert len([line for line in read_log(run.folder, 0) if "Z epoch " in line]) == len(run.history(0))
 
 
-def test_no_more_trials_run_at_a_time_than_the_drivers_machine_has_memory_for(tmp_path, toy, made, monkeypatch):
+def test_no_more_trials_run_at_a_time_than_the_machines_have_memory_for(tmp_path, toy, made, monkeypatch):
     run, options = made(0.05)
     monkeypatch.setattr(SimulatedGroups, "DRIVER_BYTES", 10**15)
     seen = Recorder()
