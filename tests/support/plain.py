@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,13 @@ def plain_sweep(
 
 def plain_cross_validation(space: Path, data: Path, where: Path, **options: Any) -> CrossValidation:
     """Cross-validate a search in this process; see `raypipe.cross_validate`."""
+    with parts_without_ray():
+        return cross_validate(space, data, where, **options)
+
+
+@contextmanager
+def parts_without_ray() -> Iterator[None]:
+    """Search the parts of outer cross-validations in this process."""
 
     def drive(run: RunStore, windows: WindowStore, options: SweepOptions, *_: Any, **__: Any) -> None:
         write_options(run.folder, options.model_dump(mode="json"), run.run_id)
@@ -46,7 +54,7 @@ def plain_cross_validation(space: Path, data: Path, where: Path, **options: Any)
         mock.patch("raypipe.search.outer.drive", drive),
         mock.patch("raypipe.search.outer.open_cluster", lambda *_: cluster),
     ):
-        return cross_validate(space, data, where, **options)
+        yield
 
 
 def _train_trials(run: RunStore, windows: WindowStore, trials: int) -> None:

@@ -8,9 +8,10 @@ from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.core.shipped import shipped_space
+from raypipe.data.splits import outer_parts_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.forecast import START_SECONDS, Forecast, _configurations, forecast
-from raypipe.search.measurement import Cost, cached_loaders
+from raypipe.search.measurement import Cost, Measurement, cached_loaders
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny, write_store
@@ -83,6 +84,26 @@ def test_what_is_measured_is_what_the_space_draws_and_what_a_trial_leaves(space,
     folder = Path(RunStore.open(run.where).local) / "trials/0000"
     left = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".npz", ".safetensors"))
     assert 0.3 * left < found.costs[0].result < left, "headers are not counted"
+
+
+def test_the_searches_of_all_outer_parts_count(space, store, monkeypatch, capsys):
+    """People of one part are held out where it is measured, as in that part's own search."""
+    seen, cost = [], Cost(0.1, 1.0, 60.0, 1000, 500, 400, 6000)
+
+    def stand_in(_site, _where, folds, *_):
+        seen.append(folds)
+        return [Measurement(cost, "a processor", 10**9)]
+
+    monkeypatch.setattr("raypipe.search.forecast._measure_all", stand_in)
+    one, all_parts = (forecast(space, store, cpus=2, trials=4, folds=2, outer=n) for n in (None, 3))
+    assert (one.trials, all_parts.trials) == (4, 12)
+    assert all_parts.likely - START_SECONDS == pytest.approx(3 * (one.likely - START_SECONDS))
+    assert seen[1].held_out == sorted(outer_parts_of(WindowStore(store), 3, 0)[0]) and seen[1].n_folds == 2
+    with pytest.raises(SystemExit) as end:
+        app.main(["plan", str(space), "--data", str(store), "--trials", "4", "--folds", "2", "--outer", "3"])
+    assert end.value.code == 0 and "12 trials of 2 folds" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--outer 1: an outer cross-validation needs at least 2 parts"):
+        forecast(space, store, cpus=2, trials=4, folds=2, outer=1)
 
 
 def test_more_cores_take_less_time_and_too_few_are_one_line(space, store):

@@ -18,9 +18,10 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.outer import write_verdict
 from raypipe.reporting.compare_outer import compare_outer
+from raypipe.search.outer import resume_outer
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.records import read_options
-from tests.support.plain import plain_cross_validation
+from tests.support.plain import parts_without_ray, plain_cross_validation
 from tests.support.toys import SPACE, ToyWindows, write_store
 
 OPTIONS = {"outer": 3, "trials": 2, "folds": 2}
@@ -141,6 +142,37 @@ def test_the_same_call_trains_nothing_again_and_another_is_refused(made, copied)
     ):
         with pytest.raises(UserError, match=f"made with {message}; this cannot change"):
             plain_cross_validation(space, data, copied.where, **OPTIONS | changed)
+
+
+@pytest.mark.parametrize("lost", ["no part", "the last part", "all but the first part"])
+def test_resume_trains_what_is_missing_and_gives_the_numbers_of_an_unbroken_search(made, copied, lost):
+    for place in copied.places[{"no part": 3, "the last part": 2, "all but the first part": 1}[lost] :]:
+        shutil.rmtree(place)
+    before = {name: copied.folder.read(name) for name in copied.folder.names() if "/trials/" in name}
+    with parts_without_ray():
+        found = resume_outer(copied.where)
+    after = {name: copied.folder.read(name) for name in copied.folder.names() if "/trials/" in name}
+    assert before.items() <= after.items() and (lost != "no part" or before == after)
+    assert [len(run.results()) for run in found.runs] == [2, 2, 2]
+    for run, whole in zip(found.runs, made.store.runs, strict=True):
+        assert (run.folds, run.info.seed) == (whole.folds, whole.info.seed)
+        for number in range(2):
+            assert run.record(number).params == whole.record(number).params
+            np.testing.assert_array_equal(run.oof(number).predictions, whole.oof(number).predictions)
+
+
+def test_resume_takes_other_limits_and_nothing_that_a_score_depends_on(copied, capsys):
+    with parts_without_ray():
+        with pytest.raises(SystemExit) as end:
+            app.main(["resume", copied.where, "--trials", "3"])
+        assert end.value.code == 0
+        assert [len(run.results()) for run in copied.runs] == [3, 3, 3]
+        assert read_options(copied.folder)["trials"] == 3
+        with pytest.raises(UserError, match="made with --seed 0, not 1; this cannot change"):
+            resume_outer(copied.where, seed=1)
+        (copied.folder.path / "options.json").unlink()
+        with pytest.raises(UserError, match="its search has not begun; start it with: raypipe sweep"):
+            resume_outer(copied.where)
 
 
 def test_limits_are_divided_among_the_parts(made, copied):
