@@ -26,6 +26,13 @@ class PretrainTrainer:
 
     It is a `FoldTrainer`. So a sweep over pretraining is ranked by the probe's score over all folds.
 
+    Parameters
+    ----------
+    config, loader, train, validation, fold
+        See `FoldData`.
+    groups_N
+        Group of each window of the store (`FoldMap.groups`), which the choice of the probe's penalty does not divide.
+
     Raises
     ------
     UserError
@@ -35,9 +42,16 @@ class PretrainTrainer:
     stopped = False
 
     def __init__(
-        self, config: TrialConfig, loader: WindowLoader, train: Index, validation: Index, *, fold: int
+        self,
+        config: TrialConfig,
+        loader: WindowLoader,
+        train: Index,
+        validation: Index,
+        *,
+        fold: int,
+        groups_N: NDArray[Any],
     ) -> None:
-        self.loader, self.fold = loader, fold
+        self.loader, self.fold, self.groups_N = loader, fold, groups_N
         self.train, self.validation = train, validation
         if config.model.name != "vit":
             raise UserError("pretrain/name in a search space needs model/name=vit; use: raypipe pretrain simclr")
@@ -57,7 +71,7 @@ class PretrainTrainer:
         weight, bias = fit_probe(
             self.pretrainer.features(self.train),
             windows.targets[self.train],
-            windows.subjects[self.train],
+            self.groups_N[self.train],
             len(windows.classes),
         )
         with torch.no_grad():

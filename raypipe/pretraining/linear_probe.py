@@ -13,16 +13,17 @@ from raypipe.core.outputs import spread_of
 RIDGE_STRENGTHS = tuple(float(v) for v in np.logspace(-2, 6, 9))
 """Penalties of the ridge. The largest predict the mean: no person's target may be seen in the features."""
 MAX_PARTS = 5
-"""Parts that the subjects are split into, to choose the penalty."""
+"""Parts that the subjects, or their groups, are split into, to choose the penalty."""
 
 
 def fit_probe(
-    x_NF: NDArray[np.float32], targets_N: NDArray[Any], subjects_N: NDArray[Any], n_classes: int
+    x_NF: NDArray[np.float32], targets_N: NDArray[Any], groups_N: NDArray[Any], n_classes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit a linear map from features to targets: ridge regression, or logistic regression with a fixed penalty.
 
-    The penalty of the ridge is chosen by predictions of subjects that are left out, not of windows: where the target
-    is the person's, the other windows of a person give it away, and the penalty would be far too small for new people.
+    The penalty of the ridge is chosen by predictions of subjects, or groups, that are left out, not of windows: where
+    the target is the person's, the other windows of a person give it away, and the penalty would be far too small for
+    new people.
     Features are standardised for the fit; the result applies to features as they are.
 
     Parameters
@@ -31,8 +32,9 @@ def fit_probe(
         (N, F) features of training windows.
     targets_N
         (N,) values, (N, K) several values, of which each counts the same in the choice of the penalty, or classes.
-    subjects_N
-        (N,) subject of each window. With one subject only, windows are left out.
+    groups_N
+        (N,) group of each window's subject (`FoldMap.groups`), or the subject where there are none. With one only,
+        windows are left out.
     n_classes
         Number of classes; 0 for regression.
 
@@ -50,10 +52,10 @@ def fit_probe(
     bias = np.zeros(n_classes or 1)
     if targets_N.ndim == 2:
         scale_K = spread_of(targets_N)
-        ridge = RidgeCV(alphas=RIDGE_STRENGTHS, **_subjects_left_out(z_NF, subjects_N)).fit(z_NF, targets_N / scale_K)
+        ridge = RidgeCV(alphas=RIDGE_STRENGTHS, **_groups_left_out(z_NF, groups_N)).fit(z_NF, targets_N / scale_K)
         weight, bias = ridge.coef_ * scale_K[:, None], ridge.intercept_ * scale_K
     elif not n_classes:
-        ridge = RidgeCV(alphas=RIDGE_STRENGTHS, **_subjects_left_out(z_NF, subjects_N)).fit(z_NF, targets_N)
+        ridge = RidgeCV(alphas=RIDGE_STRENGTHS, **_groups_left_out(z_NF, groups_N)).fit(z_NF, targets_N)
         weight[0], bias[0] = ridge.coef_, ridge.intercept_
     elif len(present := np.unique(targets_N)) == 1:
         bias[present[0]] = 10.0
@@ -68,12 +70,12 @@ def fit_probe(
     return torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
 
 
-def _subjects_left_out(x_NF: NDArray[np.float64], subjects_N: NDArray[Any]) -> dict[str, Any]:
-    """Return the options of `RidgeCV` that leave out parts of the subjects; none for one subject."""
+def _groups_left_out(x_NF: NDArray[np.float64], groups_N: NDArray[Any]) -> dict[str, Any]:
+    """Return the options of `RidgeCV` that leave out parts of the groups; none for one group."""
     from sklearn.model_selection import GroupKFold
 
-    parts = min(MAX_PARTS, len(np.unique(subjects_N)))
+    parts = min(MAX_PARTS, len(np.unique(groups_N)))
     if parts < 2:
         return {}
-    splits = list(GroupKFold(parts).split(x_NF, groups=subjects_N))
+    splits = list(GroupKFold(parts).split(x_NF, groups=groups_N))
     return {"cv": splits, "scoring": "neg_mean_squared_error"}

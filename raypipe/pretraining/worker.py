@@ -233,14 +233,14 @@ def probe_score(trainer: Pretrainer, folds: FoldMap, fold: int | None) -> float 
     windows = trainer.loader.windows
     index: Index = folds.search_index(windows.subjects)
     features_NF = trainer.features(index)
-    folds_N = folds.folds(windows.subjects[index])
+    folds_N, groups_N = folds.folds(windows.subjects[index]), folds.groups(windows.subjects[index])
     n_classes, predicted, predictions = len(windows.classes), [], []
     for k in range(folds.n_folds) if fold is None else [fold]:
         validation = folds_N == k
         if not validation.any() or validation.all():
             continue
         train = index[~validation]
-        weight, bias = fit_probe(features_NF[~validation], windows.targets[train], windows.subjects[train], n_classes)
+        weight, bias = fit_probe(features_NF[~validation], windows.targets[train], groups_N[~validation], n_classes)
         raw = features_NF[validation] @ weight.numpy().T + bias.numpy()
         if n_classes:
             raw = np.exp(raw - raw.max(1, keepdims=True))

@@ -123,9 +123,10 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
     # A pretrained encoder may not be at hand; training a new one costs the same.
     config = config.model_copy(update={"init": InitConfig()})
     train, validation = folds.split(loader.windows.subjects, 0)
+    data = FoldData(config, loader, train, validation, fold=0, groups_N=folds.groups(loader.windows.subjects))
     if config.model.closed_form:
-        return _measure_fit(config, FoldData(config, loader, train, validation, fold=0), folds)
-    trainer = SupervisedTrainer(config, FoldData(config, loader, train, validation, fold=0))
+        return _measure_fit(config, data, folds)
+    trainer = SupervisedTrainer(config, data)
     step = _step_seconds(trainer)
     some = validation[: PREDICTED_BATCHES * config.batch_size]
     state: dict[str, Any] = {}

@@ -27,8 +27,8 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
     ------
     UserError
         One suits another kind of target or one value only, shifts windows whose targets are times, or chooses its epoch
-        by fold where a fold has too few training subjects, in all or of a class; or a network, loss or augmentation of
-        a user's cannot be used (`own_networks`, `own_functions`).
+        by fold where a fold has too few training subjects or groups, in all or of a class; or a network, loss or
+        augmentation of a user's cannot be used (`own_networks`, `own_functions`).
     """
     configs = example_configs(space)
     try:
@@ -73,7 +73,8 @@ def _check_targets_stay(windows: WindowStore) -> None:
 
 
 def _check_inner_subjects(windows: WindowStore, folds: FoldMap) -> None:
+    groups_N = folds.groups(windows.subjects)
     for fold in range(folds.n_folds):
         train, _ = folds.split(windows.subjects, fold)
         classes = windows.targets[train] if windows.classes else None
-        split_inner(train, windows.subjects[train], classes, seed=folds.seed, fold=fold)
+        split_inner(train, windows.subjects[train], classes, groups=groups_N[train], seed=folds.seed, fold=fold)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -70,6 +70,8 @@ class FoldData:
         Numbers of the windows on the fold's two sides.
     fold
         Number of the fold, which is part of the seeds.
+    groups_N
+        Group of each window of the store (`FoldMap.groups`), for ``early_stop=fold``; None where subjects share none.
 
     Attributes
     ----------
@@ -92,7 +94,14 @@ class FoldData:
     """
 
     def __init__(
-        self, config: TrialConfig, loader: WindowLoader, train: Index, validation: Index, *, fold: int
+        self,
+        config: TrialConfig,
+        loader: WindowLoader,
+        train: Index,
+        validation: Index,
+        *,
+        fold: int,
+        groups_N: NDArray[Any] | None = None,
     ) -> None:
         self.config, self.loader, self.fold = config, loader, fold
         self.windows, self.device = loader.windows, loader.device
@@ -103,6 +112,7 @@ class FoldData:
                 train,
                 self.windows.subjects[train],
                 self.windows.targets[train] if self.n_classes else None,
+                groups=None if groups_N is None else groups_N[train],
                 seed=config.seed,
                 fold=fold,
             )

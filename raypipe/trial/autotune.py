@@ -126,7 +126,10 @@ def _measure(
     optim = config.optim.model_copy(update={"lr": TIMING_LEARNING_RATE})
     config = config.model_copy(update={"optim": optim, "sam": SamConfig(), "init": InitConfig()})
     subjects = loader.windows.subjects
-    fold_data = [FoldData(config, loader, *run.folds.split(subjects, fold), fold=fold) for fold in folds]
+    groups_N = run.folds.groups(subjects)
+    fold_data = [
+        FoldData(config, loader, *run.folds.split(subjects, fold), fold=fold, groups_N=groups_N) for fold in folds
+    ]
 
     seconds: dict[str, float] = {}
     stem: StemName = "direct" if options.stem == "direct" else "fourier"

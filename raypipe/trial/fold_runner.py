@@ -183,17 +183,18 @@ class FoldRunner:
 
     def _trainer(self, fold: int) -> FoldTrainer:
         train, validation = self.run.folds.split(self.loader.windows.subjects, fold)
+        subjects = self.loader.windows.subjects
+        groups_N = self.run.folds.groups(subjects)
+        if self.config.pretrain.name != "none":
+            return PretrainTrainer(self.config, self.loader, train, validation, fold=fold, groups_N=groups_N)
+        data = FoldData(self.config, self.loader, train, validation, fold=fold, groups_N=groups_N)
         if self.config.model.closed_form:
-            data = FoldData(self.config, self.loader, train, validation, fold=fold)
-            subjects = self.loader.windows.subjects
             if self._features is None:
                 self._features = SharedFeatures(self.run.folds.search_index(subjects))
-            return ClosedFormTrainer(self.config, data, self.run.folds.groups(subjects), self._features)
-        if self.config.pretrain.name != "none":
-            return PretrainTrainer(self.config, self.loader, train, validation, fold=fold)
+            return ClosedFormTrainer(self.config, data, groups_N, self._features)
         return SupervisedTrainer(
             self.config,
-            FoldData(self.config, self.loader, train, validation, fold=fold),
+            data,
             stem=self.stem,
             micro_batch=self.micro_batch,
             metric=self.run.info.metric,

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import GroupKFold
 
-from raypipe.pretraining.linear_probe import RIDGE_STRENGTHS, fit_probe
+from raypipe.core.folds import FoldMap
+from raypipe.pretraining import fold_trainer, worker
+from raypipe.pretraining.linear_probe import RIDGE_STRENGTHS, _groups_left_out, fit_probe
+from raypipe.training.loader import WindowLoader
+from raypipe.trial.fold_runner import FoldRunner
+from tests.support.toys import ToyWindows, make_run, tiny
 
 N_FEATURES = 30
+VIT = {"model__name": "vit", "model__filters": 8, "model__patch": 16, "batch_size": 10, "epochs": 4}
 
 
 def people(rng, n, each=20):
@@ -63,3 +71,36 @@ def test_one_person_is_enough(n_classes):
     y = (np.arange(len(y)) % 2) if n_classes else y + x[:, 1]
     weight, _ = fit_probe(x, y, subjects, n_classes)
     assert weight.shape == (n_classes or 1, N_FEATURES) and weight.isfinite().all()
+
+
+@given(st.lists(st.integers(0, 12), min_size=20, max_size=60))
+def test_no_group_is_in_two_parts_and_people_alone_are_split_as_before(people):
+    x, names = np.zeros((len(people), 1)), np.array([f"{p:02d}" for p in people])
+    if len(set(people)) < 2:
+        return
+    folds = FoldMap(seed=0, n_folds=2, fold_of={}, group_of={f"{p:02d}": f"family {p // 2}" for p in range(12)})
+    groups = folds.groups(names)
+    for fit, test in _groups_left_out(x, groups).get("cv", []):
+        assert not set(groups[fit].tolist()) & set(groups[test].tolist())
+    alone = FoldMap(seed=0, n_folds=2, fold_of={}).groups(names)
+    for a, b in zip(_groups_left_out(x, names)["cv"], _groups_left_out(x, alone)["cv"], strict=True):
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_probes_of_a_run_get_its_groups(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(x, y, groups, n_classes):
+        seen.append(set(groups.tolist()))
+        return fit_probe(x, y, groups, n_classes)
+
+    monkeypatch.setattr(fold_trainer, "fit_probe", spy)
+    monkeypatch.setattr(worker, "fit_probe", spy)
+    windows = ToyWindows(subjects=12, each=4)
+    family = {name: f"family {k // 2}" for k, name in enumerate(sorted(set(windows.subjects.tolist())))}
+    run = make_run(tmp_path / "run", windows, n_folds=2, group_of=family)
+    run.add_trial(0, tiny(**VIT, pretrain__name="mae"))
+    trainer = FoldRunner(run, WindowLoader(windows), 0, [0])._trainer(0)
+    trainer.run_epoch()
+    worker.probe_score(trainer.pretrainer, run.folds, None)
+    assert len(seen) == 3 and all(groups <= set(family.values()) for groups in seen)

@@ -159,7 +159,8 @@ def test_a_fold_is_pretrained_and_probed_and_resumed(classes):
     train, validation = np.arange(40), np.arange(40, 64)
 
     def fold():
-        return PretrainTrainer(config("mae"), WindowLoader(windows), train, validation, fold=0)  # type: ignore[arg-type]
+        given = config("mae"), WindowLoader(windows), train, validation  # type: ignore[arg-type]
+        return PretrainTrainer(*given, fold=0, groups_N=windows.subjects)
 
     one, two = fold(), fold()
     one.run_epoch()
