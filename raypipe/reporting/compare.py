@@ -143,18 +143,20 @@ def _predictions(run: RunStore, windows: WindowStore) -> dict[str, Predictions]:
     best = run.ranked()[0].number
     members = read_oof_predictions(run, [Member(best)], windows.subjects, windows.targets)
     side = EvaluationSet(members.targets, members.subjects, members.folds, members.groups, cross_validated=True)
-    found = {BEST_TRIAL: Predictions(keys[members.windows], side, members.predictions[0])}
+    found = {BEST_TRIAL: Predictions(keys[members.windows], side, members.predictions[0], level=run.info.level)}
     if Ensemble.exists(run):
         ensemble = Ensemble.load(run)
         if ensemble.merged is None:  # a soup's out-of-fold predictions are not those of its members
             members = read_oof_predictions(run, ensemble.members, windows.subjects, windows.targets)
             rule = ensemble.rule
             oof = members.combine(rule) if rule else weighted_mean(members.predictions, ensemble.weights)
-            found[ENSEMBLE_OOF] = Predictions(keys[members.windows], side, oof)
+            found[ENSEMBLE_OOF] = Predictions(keys[members.windows], side, oof, level=run.info.level)
         held = ensemble.held_out
         weights = ensemble.decision_weights
         weights_NK = None if weights is None else np.tile(weights, (len(held.windows), 1))
-        found[ENSEMBLE_HELD_OUT] = Predictions(keys[held.windows], held.evaluation_set, held.predictions, weights_NK)
+        found[ENSEMBLE_HELD_OUT] = Predictions(
+            keys[held.windows], held.evaluation_set, held.predictions, weights_NK, run.info.level
+        )
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.bootstrap import MIN_SUBJECTS
+from raypipe.core.levels import Level
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.scores import EvaluationSet, difference_interval
@@ -28,6 +29,13 @@ class Predictions:
     """(N, outputs): the value in target units, or class probabilities."""
     weights: NDArray[Any] | None = None
     """(N, K) weights of classes, by which metrics of predicted classes decide; None for the most probable class."""
+    level: Level | None = None
+    """That of the run: some of its people may happen to have one class each. None for `level_of` these windows."""
+
+    @property
+    def by_subject(self) -> bool:
+        """Return whether mean predictions of subjects are compared."""
+        return self.evaluation_set.has_subject_targets and self.level != "window"
 
     def decided(self, metric: str) -> NDArray[Any]:
         """Return what a metric reads: predicted classes with probability 1, or the predictions."""
@@ -87,7 +95,7 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     PairedDifference or None
         None where the runs have nothing in common.
     """
-    by_subject = first.evaluation_set.has_subject_targets and other.evaluation_set.has_subject_targets
+    by_subject = first.by_subject and other.by_subject
     if by_subject:
         first, other = _by_subject(first), _by_subject(other)
     _, a, b = np.intersect1d(_numbered(first.keys), _numbered(other.keys), return_indices=True)

@@ -85,9 +85,7 @@ def _importance_figure(
 
 def _parallel_figure(run: RunStore, table: pd.DataFrame, names: Sequence[str]) -> FigureBlock:
     shown = lines_shown(table, run.info.direction)
-    caption = (
-        "Parallel coordinates: one line per trial. The best trial is orange; better trials have a stronger blue."
-    )
+    caption = "Parallel coordinates: one line per trial. The best trial is orange; better trials have a stronger blue."
     if len(shown) < len(table):
         caption += f" Drawn are {_share_of(shown, table)} trials: the best, and others evenly spaced in the search."
     table = shown

@@ -185,6 +185,17 @@ def test_decisions_are_made_after_the_mean_of_each_subject():
     assert found.scores == (pytest.approx(1 / 3), 1.0), "means .2, .35 and .5: the threshold is .3, and not .5"
 
 
+def test_the_level_is_that_of_the_runs():
+    """Few held-out people may happen to have one class each, where the others have both."""
+    subjects, targets = np.repeat(["a", "b", "c"], 2), np.repeat([0, 1, 1], 2)
+    side = EvaluationSet(targets, subjects, np.zeros(6, int))
+    p_N = np.array([0.1, 0.3, 0.2, 0.5, 0.9, 0.1])
+    known = Predictions(np.array(list("uvwxyz")), side, np.stack([1 - p_N, p_N], 1), level="window")
+    assert paired_difference("toy", "log-loss", known, known).windows == 6
+    by_person = dataclasses.replace(known, level="person")
+    assert paired_difference("toy", "log-loss", by_person, by_person).windows == 0
+
+
 def test_repeats_of_folds_are_paired_with_those_of_the_other_run(repeated, store, tmp_path):
     runs = [RunStore.open(shutil.copytree(repeated.run.local, tmp_path / name)) for name in ("a", "b")]
     ((only, *_),) = compare_runs(runs).differences
