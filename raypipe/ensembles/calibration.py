@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypipe.core.levels import even_people, level_of
+from raypipe.core.levels import Level, even_people, level_of
 from raypipe.core.metrics import Floats, get_metric
 from raypipe.ensembles.decisions import choose_weights, even_weights
 from raypipe.ensembles.oof import MemberPredictions, subject_splits
@@ -48,7 +48,14 @@ class Calibration:
         return {"scale": self.scale, "shift": list(self.shift)}
 
 
-def fit_calibration(metric: str, p_NK: Array, y: Array, subjects: Array, units: Array | None = None) -> Calibration:
+def fit_calibration(
+    metric: str,
+    p_NK: Array,
+    y: Array,
+    subjects: Array,
+    units: Array | None = None,
+    level: Level | None = None,
+) -> Calibration:
     """Fit the map and the weights on predictions of subjects that no network was trained on.
 
     The map is temperature scaling with a bias for each class (Alexandari et al. 2020, arXiv:1901.06852); for two
@@ -66,14 +73,17 @@ def fit_calibration(metric: str, p_NK: Array, y: Array, subjects: Array, units: 
         (N,) classes and subjects.
     units
         (N,) group of each subject, such as a family; None where subjects share none.
+    level
+        That of the run: some of its people may happen to have one class each. None for `level_of` these windows.
     """
     from scipy.optimize import minimize
 
     y_N, p_NK = np.asarray(y, dtype=np.int64), np.asarray(p_NK, dtype=np.float64)
     n_classes, n_subjects = p_NK.shape[1], len(np.unique(subjects))
+    level = level or level_of(subjects, y_N)
     log_NK = np.log(np.clip(p_NK, 1e-7, None))
     one_hot_NK = np.eye(n_classes)[y_N]
-    share_N = (even_people(subjects) if level_of(subjects, y_N) == "person" else np.ones(len(y_N))) / len(y_N)
+    share_N = (even_people(subjects) if level == "person" else np.ones(len(y_N))) / len(y_N)
 
     def loss(values: Floats) -> tuple[float, Floats]:
         raw_NK = values[0] * log_NK + values[1:]
@@ -94,13 +104,13 @@ def fit_calibration(metric: str, p_NK: Array, y: Array, subjects: Array, units: 
     fitted = Calibration(scale, tuple(shift - shifts[0] for shift in shifts), tuple(even_weights(n_classes).tolist()))
     if get_metric(metric).reads != "classes":
         return fitted
-    weights_K = choose_weights(metric, fitted(p_NK), y_N, subjects, units)
+    weights_K = choose_weights(metric, fitted(p_NK), y_N, subjects, units, level)
     return replace(fitted, decision_weights=tuple(weights_K.tolist()))
 
 
 def fit_rows(like: MemberPredictions, p_NK: Array) -> Calibration:
     """Fit probabilities (N, K) for the windows of any members' predictions (`fit_calibration`)."""
-    return fit_calibration(like.metric, p_NK, like.targets, like.subjects, like.units)
+    return fit_calibration(like.metric, p_NK, like.targets, like.subjects, like.units, like.level)
 
 
 def calibrate_across(like: MemberPredictions, p_NK: Array) -> tuple[Floats, Floats]:

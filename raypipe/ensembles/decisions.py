@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.bootstrap import jackknife_error
 from raypipe.core.class_metrics import OF_CONFUSION, confusion_sums
-from raypipe.core.levels import level_of, mean_per_person
+from raypipe.core.levels import Level, level_of, mean_per_person
 from raypipe.core.metrics import Floats
 from raypipe.ensembles.oof import Mask, unit_groups
 
@@ -62,7 +62,14 @@ class _Rows(NamedTuple):
         return _Rows(self.log_NK[inside_N], self.y_N[inside_N], self.units_N[inside_N])
 
 
-def choose_weights(metric: str, p_NK: Array, y: Array, subjects: Array, units: Array | None = None) -> Floats:
+def choose_weights(
+    metric: str,
+    p_NK: Array,
+    y: Array,
+    subjects: Array,
+    units: Array | None = None,
+    level: Level | None = None,
+) -> Floats:
     """Return the weights (K,) of classes with the best score, which sum to one.
 
     One weight after another is set to its best value, until none changes, from even weights or from the inverse
@@ -83,10 +90,12 @@ def choose_weights(metric: str, p_NK: Array, y: Array, subjects: Array, units: A
         (N,) classes and subjects.
     units
         (N,) group of each subject, such as a family; None where subjects share none.
+    level
+        That of the run: some of its people may happen to have one class each. None for `level_of` these windows.
     """
     p_NK, y_N, subjects = np.asarray(p_NK, dtype=np.float64), np.asarray(y, dtype=np.int64), np.asarray(subjects)
     units_N = subjects if units is None else np.asarray(units)
-    if level_of(subjects, y_N) == "person":
+    if (level or level_of(subjects, y_N)) == "person":
         first = np.unique(subjects, return_index=True)[1]
         p_NK, y_N, units_N = mean_per_person(subjects, p_NK), y_N[first], units_N[first]
     rows = _Rows(np.log(np.maximum(p_NK, _TINY)), y_N, units_N)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from raypipe.ensembles.calibration import (
     Calibration,
     calibrate_across,
     fit_calibration,
+    fit_rows,
 )
 from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.held_out import calibrate_rows
@@ -136,3 +139,15 @@ def test_the_shipped_map_is_the_offline_one():
     shipped = calibrate(torch.tensor(p, dtype=torch.float32), found.spec)
     assert shipped.dtype == torch.float32
     assert shipped.numpy() == pytest.approx(found(p), abs=1e-6)
+
+
+def test_people_who_happen_to_have_one_class_each_are_windows_where_the_run_scores_windows():
+    """A nested part may have such people only, and its weights would be those of their means."""
+    p, _, subjects, _ = overconfident(n_subjects=6)
+    ones = np.unique(subjects, return_inverse=True)[1] % 2
+    some = np.r_[np.flatnonzero(subjects != "s000"), np.flatnonzero(subjects == "s000")[:3]]
+    given = p[some], ones[some], subjects[some]
+    like = replace(members(*given, "log-loss"), level="window")
+    assert fit_rows(like, given[0]) == fit_calibration("log-loss", *given, level="window")
+    assert fit_rows(replace(like, level="person"), given[0]) == fit_calibration("log-loss", *given)
+    assert fit_rows(like, given[0]) != fit_calibration("log-loss", *given)
