@@ -261,7 +261,7 @@ class TrialConfig(FrozenModel):
     early_stop: Literal["trial", "fold"] = "trial"
     """`trial`: one best epoch for all folds, by the score over all of them. `fold`: each fold holds out subjects of its
     training side (15 %, at least 4), and chooses its epoch and stops by them; no choice uses the scored windows. Folds
-    with fewer than 16 training subjects are refused."""
+    with fewer than 16 training subjects, or groups of them, are refused."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the network's passes (autocast); `auto` is bfloat16 on a GPU that supports it, else float32. The
     Fourier stem, the loss and the optimiser use float32."""
