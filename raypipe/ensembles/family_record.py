@@ -35,7 +35,7 @@ class Family(FrozenModel):
     weight: Share
     """Sum of its members' weights in what is shipped."""
     without: float | None
-    """Score of the ensemble if this family is left out, chosen and fitted anew."""
+    """Score of the ensemble without this family: members and weights are chosen anew, by the method that is shipped."""
     loss: float | None
     """How much worse that is than with the family (positive: the family helps)."""
     loss_low: float | None

@@ -8,13 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from raypipe.core.metrics import get_metric
 from raypipe.core.parameters import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.terminal import render
 from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 
@@ -105,6 +108,22 @@ def test_rows_of_people_and_of_repeats_are_scored(tmp_path):
     assert run.info.level == "person"
     ensemble = fit_ensemble(run, windows=toy, method="equal")
     whole = [family.without - family.loss for family in ensemble.families]
+    assert whole == pytest.approx([ensemble.table["nested"]["ensemble"]] * 2)
+
+
+@pytest.mark.parametrize("windows", [ToyWindows, PeopleWindows])
+@pytest.mark.parametrize("metric", ["balanced-accuracy", "log-loss", "auc"])
+def test_classes_are_calibrated_and_decided_as_in_the_score_table(tmp_path, metric, windows):
+    toy = WindowStore(write_store(tmp_path / "store", windows(subjects=20, each=4, classes=True)))
+    folder = make_run(tmp_path / "run", toy).folder
+    edit_record(folder, "run.json", {"metric": metric, "direction": get_metric(metric).direction})
+    run = RunStore.open(tmp_path / "run")
+    for number, model in enumerate(("covariance", "linear")):
+        run.add_trial(number, parse_config({"model/name": model}))
+        assert run_trial(run, toy, number).state == "complete"
+    ensemble = fit_ensemble(run, windows=toy, method="equal")
+    sign = get_metric(metric).sign
+    whole = [family.without - sign * family.loss for family in ensemble.families]
     assert whole == pytest.approx([ensemble.table["nested"]["ensemble"]] * 2)
 
 
