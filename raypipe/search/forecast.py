@@ -35,7 +35,7 @@ MAX_START = 16
 nothing of the others."""
 MIN_DRAWS, MIN_CONFIGS = 4, 6
 """Draws that are measured beside them, more where there are fewer configurations than `MIN_CONFIGS`."""
-START_SECONDS = 30.0
+START_SECONDS = 12.0
 """Seconds from the command to the first epoch (benchmarks/RESULTS.md)."""
 CHECKPOINTS_PER_FOLD = 3
 """Checkpoints that a running trial holds of each fold."""
@@ -66,11 +66,13 @@ class Forecast:
     """Bytes of the GPU that a worker may use."""
     warnings: Sequence[str] = ()
     """Lines about the space, such as one that names the parameters that it draws without effect."""
+    parts: int = 1
+    """Searches of an outer cross-validation, one after another, among which `trials` are divided."""
 
     def seconds(self, trial: float) -> float:
         """Return the seconds of the sweep if every trial takes `trial` seconds on one worker."""
         largest_share = -(-self.folds // self.workers) / self.folds  # of the worker with the most folds
-        rounds = -(-self.trials // self.concurrent)
+        rounds = self.parts * -(-self.trials // (self.parts * self.concurrent))
         return START_SECONDS + rounds * trial * largest_share
 
     @property
@@ -100,7 +102,7 @@ class Forecast:
     def tidied_disk(self) -> int:
         """Return the bytes of the run after `raypipe tidy`, which keeps the weights of the best trials."""
         without = self.trials * max(cost.result - cost.weights for cost in self.costs)
-        return without + min(self.trials, KEPT_TRIALS) * max(cost.weights for cost in self.costs)
+        return without + min(self.trials, self.parts * KEPT_TRIALS) * max(cost.weights for cost in self.costs)
 
     def render(self) -> str:
         """Return the forecast as text."""
@@ -201,6 +203,7 @@ def forecast(
         gpu_memory=max(one.gpu_memory for one in found),
         worker_gpu_memory=min(one.worker_gpu_memory for one in found),
         warnings=warnings,
+        parts=outer or 1,
     )
 
 

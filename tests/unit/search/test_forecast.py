@@ -42,6 +42,7 @@ def test_time_is_counted_by_rounds_of_trials_and_the_busiest_worker():
         "one of the two has three of the five folds"
     )
     assert made(trials=9).likely == START_SECONDS + 5 * 60 / 2, "the last round is not full"
+    assert made(trials=9, parts=3).likely == START_SECONDS + 6 * 60 / 2, "nor is that of each part"
 
 
 def test_the_range_is_of_the_quickest_and_the_slowest():
@@ -62,6 +63,7 @@ def test_gpu_hours_and_disk():
     )
     assert made().disk == 8 * 500 + 3 * 4 * 2 * 1000
     assert made().tidied_disk == 8 * 500 and made(trials=100).tidied_disk == 100 * 100 + 10 * 400
+    assert made(trials=100, parts=5).tidied_disk == 100 * 100 + 50 * 400, "each search keeps its best"
     assert "50 kB after raypipe tidy" not in made().render() and "14 kB after" in made(trials=100).render()
     assert "GPU-hours" in made(gpus=0.5).render() and "GPU-hours" not in made().render()
 
