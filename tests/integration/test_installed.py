@@ -68,7 +68,8 @@ def test_a_wheel_from_the_sdist_is_that_of_the_clone(wheel, tmp_path):
     build(ROOT, tmp_path, "sdist")
     (sdist,) = tmp_path.glob("raypipe_eeg-*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+        # Python has filters from 3.11.4 on.
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     build(tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path / "dist", "wheel")
     names = contents(wheel)
     assert contents(tmp_path / "dist" / wheel.name) == names
