@@ -91,8 +91,8 @@ def reliability_of(like: MemberPredictions, nested_NO: NDArray[Any]) -> Reliabil
     raw_happened_N, raw_N = _event(raw.targets, raw.predictions)
     return Reliability(
         bins=frequencies(rows.targets, rows.predictions, units, cross_validated=True),
-        calibration_error=_estimate(calibration_error(equal_bins(p_N)), happened_N, p_N, units),
-        error_before=_estimate(calibration_error(equal_bins(raw_N)), raw_happened_N, raw_N, units),
+        calibration_error=_estimate(calibration_error(equal_bins(p_N)), happened_N, p_N, units, True),
+        error_before=_estimate(calibration_error(equal_bins(raw_N)), raw_happened_N, raw_N, units, True),
     )
 
 
@@ -182,7 +182,7 @@ def _share_metric() -> Metric:
     return from_sums("share", "maximize", "regression", "values", sums, mean, (0.0, 1.0))
 
 
-def _estimate(metric: Metric, y: Floats, pred: Floats, units: NDArray[Any], cross_validated: bool = True) -> Estimate:
+def _estimate(metric: Metric, y: Floats, pred: Floats, units: NDArray[Any], cross_validated: bool) -> Estimate:
     """Return a score with its interval over subjects, or their groups; None where they are too few."""
     value = metric.value(y, pred)
     inner = bootstrap_subjects(metric, y, pred, units, cross_validated=cross_validated)
@@ -213,7 +213,7 @@ def interval_coverage(like: MemberPredictions, nested_N1: NDArray[Any]) -> list[
         both_N2 = np.stack([nested_N1[:, 0], width_N], axis=1)
         rows = rows_at_level(like.level, like.targets, like.subjects, like.folds, both_N2)
         inside_N = (np.abs(rows.targets - rows.predictions[:, 0]) <= rows.predictions[:, 1]).astype(np.float64)
-        observed = _estimate(_share_metric(), inside_N, inside_N, units)
+        observed = _estimate(_share_metric(), inside_N, inside_N, units, True)
         out.append(Coverage(level=level, observed=observed, width=float(2 * np.nanmedian(width_N))))
     return out
 
