@@ -48,6 +48,8 @@ class Selection:
     recordings: list[Recording]
     ledger: Ledger
     """Everything found, and what was left out so far."""
+    predictable: list[Recording]
+    """`recordings` and those without a label: what `predict` takes from the same folders, and aligns together."""
 
     def labels_of(self, recording: Recording) -> Labels:
         """Return the labels that a recording's shard depends on."""
@@ -101,7 +103,7 @@ class Selection:
         """Return a hash of everything that a shard depends on: plan, labels, and places, sizes and times of files."""
         digest = hashlib.sha256(plan.model_dump_json().encode())
         digest.update(repr((self.labels_of(recording), recording.subject, recording.release, recording.age)).encode())
-        for each in aligned_together(recording, self.recordings, plan.preprocessing):
+        for each in aligned_together(recording, self.predictable, plan.preprocessing):
             for path in [*each.files(), *self.target.extra_files(each)]:
                 # A link to data that was not fetched has no target; the error is raised when it is read.
                 stat = path.stat() if path.exists() else path.lstat()
@@ -129,7 +131,7 @@ def select_recordings(target: Target, folders: Sequence[Path | RemoteBids]) -> S
     recordings = target.select(found)
     _leave_out_others(ledger, found, recordings, OTHER_TASK)
     fetch_tables(recordings)
-    recordings = add_releases(recordings)
+    recordings = predictable = add_releases(recordings)
     excluded = target.exclude(recordings)
     for recording, reason in excluded.items():
         ledger.leave_out(recording.key, reason)
@@ -144,7 +146,7 @@ def select_recordings(target: Target, folders: Sequence[Path | RemoteBids]) -> S
     _leave_out_others(ledger, recordings, labelled, NO_TARGET if labels.by_subject is not None else NO_ROW)
     recordings = labelled
     check_subjects({r.subject for r in recordings}, ", ".join(str(_local(folder)) for folder in folders))
-    return Selection(target, labels, recordings, ledger)
+    return Selection(target, labels, recordings, ledger, predictable)
 
 
 def check_subjects(subjects: set[str], where: str) -> None:

@@ -169,10 +169,11 @@ class StoreBuild:
     def _align_subjects(self, left: list[Recording], recordings: list[Recording], plan: Plan) -> dict[str, Floats]:
         """Return the matrix that aligns each subject of some recordings; one that cannot be read has none.
 
-        A process has all recordings of a subject, so that none is fetched by two at a time.
+        A process has all recordings of a subject, so that none is fetched by two at a time. Those without a label are
+        among them, because `predict` aligns by all.
         """
         first_of = {r.subject: r for r in reversed(left)}
-        units = [aligned_together(r, recordings, plan.preprocessing) for r in first_of.values()]
+        units = [aligned_together(r, self.selection.predictable, plan.preprocessing) for r in first_of.values()]
         found: dict[str, Floats] = {}
         with contextlib.closing(map_processes(alignment_of, [(unit, plan) for unit in units], self.jobs)) as results:
             for number, result in results:

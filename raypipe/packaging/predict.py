@@ -77,7 +77,8 @@ def predict(
         calibrated for people, or the interval of each value.
     subject
         Of arrays: (N,) subject of each window. Of Raws: a name, or one for each; by default the file's name or
-        ``his_id`` says it, unless it is the ``X`` of an anonymous header. Of epochs: as for `from_epochs`; by default
+        ``his_id`` says it, unless it is the ``X`` of an anonymous header; several must have one where a bundle aligns
+        subjects. Of epochs: as for `from_epochs`; by default
         ``metadata:subject`` or ``filename:sub``, whichever there is.
     ch_names, sfreq, unit
         Of arrays: names of their channels, in any order, other ones included; their rate (Hz); their unit. Default: the
@@ -135,6 +136,7 @@ def _predict_any(
     if raws := raws_in(given):
         replace(facts, subject=None).check_unused()
         found = raw_recordings(raws, _subjects_of_raws(facts.subject, len(raws)))
+        _require_subjects(ensemble, found)
         return _predict_recordings(ensemble, ", ".join(each.key for each in found), found, {}, target, level, progress)
     if holds_windows(given, isinstance(target, GivenTarget)):
         return predict_windows(ensemble, given, facts, level, progress)
@@ -149,6 +151,24 @@ def _subjects_of_raws(subject: Any, n: int) -> list[str] | None:
     names = subject.tolist() if isinstance(subject, np.ndarray) else subject
     is_one = isinstance(names, str) or not isinstance(names, Iterable)
     return [subject_label(name) for name in ([names] * n if is_one else names)]
+
+
+def _require_subjects(ensemble: LoadedEnsemble, recordings: list[Recording]) -> None:
+    """Check that several Raws say whose they are where windows of a subject are aligned together.
+
+    Raises
+    ------
+    UserError
+        One does not. People without a name would be aligned as one person.
+    """
+    unnamed = next((each for each in recordings if not each.subject), None)
+    recipes = ensemble.info.recipes.values() or [ensemble.info]
+    is_aligned = any(recipe.prepare.preprocessing.align == "subject" for recipe in recipes)
+    if is_aligned and unnamed is not None and len(recordings) > 1:
+        raise UserError(
+            f"{unnamed.key}: names no subject, and the bundle aligns all windows of a subject together; say whose they "
+            "are by subject=[...]"
+        )
 
 
 def _predict_recordings(

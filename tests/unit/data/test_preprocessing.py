@@ -279,6 +279,25 @@ def test_windows_are_aligned_by_subject(raws, tmp_path):
     assert prepare(bids, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject").redone == 2
 
 
+def test_a_subject_is_aligned_by_recordings_without_a_target_too(raws, tmp_path):
+    """`predict` knows no targets, and aligns by all that a folder has of a subject."""
+    folder, found = raws
+    bids = shutil.copytree(folder, tmp_path / "bids")
+    rows = [f"sub-{number},rest,{number + 0.5}" for number in range(3)]
+    (tmp_path / "labels.csv").write_text("\n".join(["participant_id,task,score", *rows]) + "\n")
+    options = {"window": 2.0, "band": (1, 60), "align": "subject"}
+    made = (bids, f"table:{tmp_path / 'labels.csv'}:score", tmp_path / "store")
+    store = prepare(*made, jobs=1, **options)
+    assert set(store.table["recording"]) == {f"sub-{number}_task-rest" for number in range(3)}
+    filtered = [found[f"sub-1_task-{task}"].copy().filter(1, 60, verbose="ERROR") for task in ("rest", "eyes")]
+    rest, eyes = (epoched(raw).get_data(copy=True) * 1e6 for raw in filtered)
+    x_NCT = store.whole(store.table[store.table["subject"] == "1"].sort_values("onset")["window"])
+    np.testing.assert_allclose(x_NCT, whitened(np.concatenate([rest, eyes]))[: len(rest)], rtol=1e-4, atol=1e-5)
+    assert prepare(*made, jobs=1, **options).is_up_to_date
+    os.utime(bids / "sub-1" / "eeg" / "sub-1_task-eyes_eeg.fif", ns=(1, 1))
+    assert prepare(*made, jobs=1, **options).redone == 1
+
+
 def test_a_subject_is_read_once_to_be_aligned_and_none_is_aligned_with_less(raws, tmp_path, monkeypatch):
     reads, broken = Counter(), set()
 

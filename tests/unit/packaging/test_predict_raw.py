@@ -112,6 +112,22 @@ def test_a_raw_without_a_file_names_its_subject_or_is_told(ages, tmp_path):
     assert set(table.loc[table["subject"] == "new-1", "role"]) == {"new"}
 
 
+def test_raws_without_a_subject_are_not_aligned_as_one_person(ages):
+    bundle, bids = ages
+    steps = bundle.info.prepare.preprocessing.model_copy(update={"align": "subject"})
+    plan = bundle.info.prepare.model_copy(update={"preprocessing": steps})
+    bundle = LoadedEnsemble(bundle.info.model_copy(update={"prepare": plan}), bundle.module)
+    raws = []
+    for recording in find_recordings(bids)[:2]:
+        stored = read(recording.path, preload=True)
+        raws.append(mne.io.RawArray(stored.get_data(), stored.info, verbose="ERROR"))
+    with pytest.raises(UserError, match=r"^raw-1: names no subject, and the bundle aligns .* by subject=\[\.\.\.\]"):
+        predict(bundle, raws)
+    named = predict(bundle, raws, subject=["a", "b"])
+    alone = pd.concat([predict(bundle, raw) for raw in raws])
+    np.testing.assert_allclose(named["prediction"], alone["prediction"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("his_id", ["X", "x", " X ", "sub-X", "", "anonymize"])
 def test_raws_with_an_anonymous_header_have_no_subject(ages, his_id):
     """EDF+ writes ``X`` for a patient who is not named; two such people are not one."""
