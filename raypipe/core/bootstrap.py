@@ -168,15 +168,16 @@ def smallest_chance(targets: ArrayLike, subjects: ArrayLike, *, classes: bool, p
     classes to subjects. A claim with fewer errors than this rate cannot be made.
 
     In a cross-validation with these `parts` (N,), subjects are put in order within each part, and a score varies as
-    that of half as many subjects (`CROSS_VALIDATED`): the rate is the square root.
+    that of half as many subjects (`CROSS_VALIDATED`): the rate is the square root. If no part has two classes, the
+    order is that of all subjects together, as for a score (`raypipe.core.levels.within_folds`).
     """
     names, first, index_N = np.unique(np.asarray(subjects), return_index=True, return_inverse=True)
     targets_N, n = np.asarray(targets), len(names)
     part_S = np.zeros(n) if parts is None else np.asarray(parts)[first]
     chance = 2.0**-n
     if targets_N.ndim == 1 and classes and np.all(targets_N == targets_N[first][index_N]):
-        of_parts = [targets_N[first][part_S == part] for part in np.unique(part_S)]
-        chance = max(chance, math.exp(-sum(map(_log_arrangements, of_parts))))
+        within = sum(_log_arrangements(targets_N[first][part_S == part]) for part in np.unique(part_S))
+        chance = max(chance, math.exp(-(within or _log_arrangements(targets_N[first]))))
     return chance if parts is None else math.sqrt(chance)
 
 

@@ -49,9 +49,9 @@ class ChanceTest:
 
     @property
     def p(self) -> float:
-        """Share of the orders with a score at least as good, the observed one included."""
+        """Share of the orders with a score at least as good, or with none, the observed one included."""
         sign = get_metric(self.metric).sign
-        as_good = sign * self.null <= sign * self.score + 1e-12
+        as_good = ~np.isfinite(self.null) | (sign * self.null <= sign * self.score + 1e-12)
         return float((1 + as_good.sum()) / (1 + len(self.null)))
 
     @property
@@ -90,7 +90,7 @@ def chance_test(run: RunStore, *, permutations: int = 1000, seed: int = 0) -> Ch
     Raises
     ------
     UserError
-        There is no ensemble, or the targets have too few different orders.
+        There is no ensemble, the score is undefined, or the targets have too few different orders.
     """
     if permutations < 1:
         raise UserError(f"--permutations {permutations}: at least 1 is needed; 1000 are usual")
@@ -130,31 +130,37 @@ def permute(
     Raises
     ------
     UserError
-        The targets have fewer than `MIN_ORDERS` different orders.
+        The score is undefined, or the targets have fewer than `MIN_ORDERS` different orders.
     """
     single = len(np.unique(rows.subjects)) == len(rows.subjects)  # one row per person: people are exchanged
     people = len(np.unique(rows.subjects))
     groups_N = np.array([str(subject if group_of is None else group_of[subject]) for subject in rows.subjects.tolist()])
     blocks = _exchangeable(rows.folds, groups_N) if single else _exchangeable(rows.subjects, np.arange(len(groups_N)))
-    orders = sum(_log_orders(rows.targets[block_GS]) for block_GS in blocks)
+    target_N = np.unique(rows.targets, axis=0, return_inverse=True)[1].reshape(-1)  # of several values, all of them
+    orders = sum(_log_orders(target_N[block_GS]) for block_GS in blocks)
     if orders < math.log(MIN_ORDERS):
         raise UserError(
             f"the targets of these {people} people have {round(math.exp(orders))} different orders, and a test of "
             f"chance needs {MIN_ORDERS}; hold out more people"
         )
     found, rng = within_folds(metric, rows.folds), np.random.default_rng(seed)
-    null, shuffled_N = np.empty(permutations), rows.targets.copy()
+    observed = found.value(rows.targets, rows.predictions)
+    if not math.isfinite(observed):
+        raise UserError(
+            f"the {metric_label(metric)} of these {people} people is undefined: a class is missing among them, or a "
+            "value is the same for all; hold out more people"
+        )
+    null, source_N = np.empty(permutations), np.arange(len(rows.targets))
     for number in range(permutations):
         for block_GS in blocks:
-            targets_GS = rng.permutation(rows.targets[block_GS])
-            shuffled_N[block_GS] = rng.permuted(targets_GS, axis=1) if block_GS.shape[1] > 1 else targets_GS
-        null[number] = found.value(shuffled_N, rows.predictions)
+            source_N[block_GS] = rng.permuted(rng.permutation(block_GS), axis=1)
+        null[number] = found.value(rows.targets[source_N], rows.predictions)
     return ChanceTest(
         metric=metric,
         level="person" if single else level,
         people=people,
         groups=len(np.unique(groups_N)),
-        score=found.value(rows.targets, rows.predictions),
+        score=observed,
         null=null,
     )
 
@@ -171,8 +177,8 @@ def _exchangeable(within_N: NDArray[Any], groups_N: NDArray[Any]) -> list[NDArra
     return blocks
 
 
-def _log_orders(targets_GS: NDArray[Any]) -> float:
-    """Return the logarithm of the number of different orders of targets, of groups and within groups."""
+def _log_orders(targets_GS: NDArray[np.int64]) -> float:
+    """Return the logarithm of the number of orders of numbered targets, of groups and within groups."""
     groups = np.unique(np.sort(targets_GS, axis=1), axis=0, return_counts=True)[1]
     return _log_multinomial(groups) + sum(
         _log_multinomial(np.unique(each_S, return_counts=True)[1]) for each_S in targets_GS

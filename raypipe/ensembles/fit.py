@@ -114,7 +114,7 @@ def fit_ensemble(
         verdict=verdict,
         notes=[*unfinished, *sentence(outputs, run.info.metric), *notes],
         outputs=outputs,
-        held_out=_held_out_record(candidates, rows, held_out, shipped),
+        held_out=_held_out_record(candidates, rows, held_out, shipped, by_subject=is_by_subject(table)),
         held_out_evaluations=evaluations.times,
         diversity=_diversity(candidates),
         families=describe_families(candidates, fits, shipped),
@@ -191,9 +191,13 @@ def _held_out_record(
     rows: Mapping[str, RowPredictions],
     held_out: HeldOutPredictions,
     shipped: ShippedMembers,
+    *,
+    by_subject: bool,
 ) -> HeldOut:
     """Return the held-out predictions of what is shipped, and of its members."""
-    scoring, evaluation = candidates.scoring, candidates.held_out
+    search, evaluation = candidates.search, candidates.held_out
+    targets = (search.per_subject() if by_subject else search).targets
+    metric, kind, n_classes = candidates.scoring
     shipped_row = rows.get(DISTILLED, rows[ENSEMBLE])
     return HeldOut(
         windows=candidates.run.folds.held_out_index(candidates.windows.subjects),
@@ -202,5 +206,5 @@ def _held_out_record(
         targets=evaluation.targets,
         predictions=shipped_row.held_out.astype(np.float32),
         trials=held_out.members_MFNO[shipped.indices].mean(axis=1).astype(np.float32),
-        constant=constant_prediction(scoring.kind, candidates.search.targets, 1, scoring.n_classes, scoring.metric)[0],
+        constant=constant_prediction(kind, targets, 1, n_classes, metric)[0],
     )

@@ -41,7 +41,7 @@ class HeldOut:
     trials: NDArray[np.float32]
     """(M, N, outputs): mean over the fold models of each member."""
     constant: NDArray[np.float64]
-    """(outputs,): the training mean or class frequencies, the prediction without EEG."""
+    """(outputs,): the prediction without EEG, such as the mean of the search people, or of their windows."""
 
     @classmethod
     def from_npz(cls, data: bytes, *, n_members: int) -> HeldOut:

@@ -13,7 +13,7 @@ from raypipe.core.bootstrap import MAX_CHANCE, Interval, smallest_chance
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
 from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level
-from raypipe.core.metrics import get_metric
+from raypipe.core.metrics import constant_prediction, get_metric
 from raypipe.core.progress import Progress
 from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.evaluation_log import read_evaluations
@@ -43,8 +43,6 @@ class PooledPredictions:
     """(N,) from 1."""
     predictions: NDArray[np.float32]
     """(N, outputs)."""
-    constant: NDArray[np.float64]
-    """(N, outputs) predictions without EEG, from the subjects that each part searched on."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,10 @@ class OuterScores:
     rows: ScoredRows
     """Predictions at `level`; its `folds` are the parts."""
     constant_predictions: NDArray[np.float64]
-    """The same without EEG."""
+    """(rows, outputs) without EEG: the best constant of all subjects.
+
+    That of the other parts' subjects would be lowest where targets are high: small parts would beat it by chance.
+    """
     decision_weights: NDArray[np.float64] | None
     """(parts, K): the weights of classes that each part's ensemble decides by; None of values."""
     by_part: pd.DataFrame
@@ -180,19 +181,19 @@ def read_scores(outer: OuterRun) -> OuterScores:
     ensembles = [Ensemble.load(run) for run in runs]
     pooled = _pool(ensembles)
     level = level_of(pooled.subjects, pooled.targets)
-    rows, without_eeg = (
-        rows_at_level(level, pooled.targets, pooled.subjects, pooled.parts, predictions)
-        for predictions in (pooled.predictions, pooled.constant)
-    )
-    weights_PK = np.array([each.decision_weights for each in ensembles]) if outer.info.classes else None
-    if weights_PK is not None and get_metric(outer.info.metric).reads == "classes":
+    rows = rows_at_level(level, pooled.targets, pooled.subjects, pooled.parts, pooled.predictions)
+    info = outer.info
+    weights_PK = np.array([each.decision_weights for each in ensembles]) if info.classes else None
+    if weights_PK is not None and get_metric(info.metric).reads == "classes":
         rows = rows._replace(predictions=decide(rows.predictions, weights_PK[rows.folds - 1]))
     return OuterScores(
-        metric=outer.info.metric,
+        metric=info.metric,
         level=level,
         pooled=pooled,
         rows=rows,
-        constant_predictions=without_eeg.predictions,
+        constant_predictions=constant_prediction(
+            info.kind, rows.targets, len(rows.targets), len(info.classes), info.metric
+        ),
         decision_weights=weights_PK,
         by_part=_table_of_parts(ensembles),
         parameters=_parameters(ensembles),
@@ -212,7 +213,6 @@ def _pool(ensembles: list[Ensemble]) -> PooledPredictions:
         targets=joined("targets"),
         parts=np.concatenate([np.full(len(one.targets), number) for number, one in enumerate(held, start=1)]),
         predictions=joined("predictions"),
-        constant=np.concatenate([np.tile(one.constant, (len(one.targets), 1)) for one in held]),
     )
 
 

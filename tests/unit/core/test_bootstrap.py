@@ -93,6 +93,9 @@ def test_the_smallest_chance_depends_on_people_and_their_classes() -> None:
     parts = [0, 0, 1, 1] * 3
     assert smallest_chance([0, 1] * 6, np.arange(12), classes=True, parts=parts) == pytest.approx(1 / 20)  # two of 20
     assert smallest_chance(np.arange(12.0), np.arange(12), classes=False, parts=parts) == 1 / 64
+    alone = np.arange(12)  # one person in each part: the order is that of all
+    assert smallest_chance([0, 1] * 6, alone, classes=True, parts=alone) == pytest.approx(924**-0.5)
+    assert smallest_chance([0] * 12, alone, classes=True, parts=alone) == 1.0
     assert smallest_chance([0, 0, 0, 0, 1, 1, 1, 1], list("abcdefgh"), classes=True) == pytest.approx(1 / 70)
 
 

@@ -151,3 +151,37 @@ def test_groups_are_exchanged_whole_with_others_of_their_size():
     assert (test.null == test.score).any() and test.p > 1 / 401
     with pytest.raises(UserError, match="have 8 different orders"):
         permute("nrmse", "person", rows_of(targets[:4], targets[:4], np.arange(4)), 9, 0, group_of)
+
+
+def test_an_undefined_score_has_no_p():
+    rng = np.random.default_rng(0)
+    two_of_three = rows_of(np.arange(10) % 2, rng.dirichlet(np.ones(3), 10), np.arange(10))
+    with pytest.raises(UserError, match="AUC of these 10 people is undefined: a class is missing"):
+        permute("auc", "person", two_of_three, 99, 0)
+    constant = rows_of(np.c_[rng.normal(size=10), np.ones(10)], rng.normal(size=(10, 2)), np.arange(10))
+    with pytest.raises(UserError, match="a value is the same for all"):
+        permute("nrmse", "person", constant, 99, 0)
+
+
+def test_orders_without_a_score_count_as_good():
+    test = permute("nrmse", "person", rows_of(np.arange(12.0), np.arange(12.0), np.arange(12)), 9, 0)
+    assert test.p == 0.1
+    assert dataclasses.replace(test, null=np.full(9, np.nan)).p == 1.0
+
+
+def test_several_values_of_a_person_stay_together():
+    """Values that are equal stay equal, so predictions that are equal have the same score for each."""
+    rng = np.random.default_rng(0)
+    y, predicted = np.repeat(rng.normal(size=(2, PEOPLE, 1)), 2, axis=2)
+    families = {person: str(person // 2) for person in range(PEOPLE)}
+    both, one = (
+        permute("pearson", "person", rows_of(y_NK, p_NK, np.arange(PEOPLE)), 50, 0, families)
+        for y_NK, p_NK in ((y, predicted), (y[:, 0], predicted[:, 0]))
+    )
+    np.testing.assert_allclose(both.null, one.null)
+
+
+def test_orders_of_people_with_several_values_are_counted():
+    rng = np.random.default_rng(0)
+    with pytest.raises(UserError, match="3 people have 6 different orders"):
+        permute("nrmse", "person", rows_of(rng.normal(size=(3, 2)), rng.normal(size=(3, 2)), np.arange(3)), 9, 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import LeakError
 from raypipe.core.levels import mean_per_person
 from raypipe.core.metrics import METRICS, score
-from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fit import _held_out_record, fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.held_out import HeldOutPredictions
 from raypipe.ensembles.inference import weighted_mean
 from raypipe.ensembles.labels import metric_label
 from raypipe.ensembles.members import CPU, build_module, read_members
 from raypipe.ensembles.oof import read_oof_predictions, subject_splits
+from raypipe.ensembles.scores import EvaluationSet, RowPredictions, Scoring
 from raypipe.ensembles.weights import confidence_weights
 from raypipe.packaging.bundle import export_bundle
 from raypipe.packaging.submission import export_submission
@@ -252,3 +255,22 @@ def test_groups_of_subjects_are_what_intervals_resample(tmp_path):
     assert f"over {families} groups of subjects" in " ".join(console.file.getvalue().split())
     pair = compare_runs([made.run, made.run]).differences[0][0]
     assert (pair.subjects, pair.units) == (72 - people, 36 - families)
+
+
+@pytest.mark.parametrize(("by_subject", "most"), [(True, 0), (False, 1)], ids=["people", "windows"])
+def test_the_constant_without_eeg_is_of_people_where_targets_are_theirs(by_subject, most):
+    """Most people are of the first class, most windows of the second."""
+    classes, subjects = np.repeat([0, 0, 0, 1, 1], [1, 1, 1, 9, 9]), np.repeat(list("abcde"), [1, 1, 1, 9, 9])
+    windows = EvaluationSet(classes, subjects, np.zeros(21))
+    given = SimpleNamespace(
+        run=SimpleNamespace(folds=SimpleNamespace(held_out_index=lambda subjects: np.arange(len(subjects)))),
+        windows=SimpleNamespace(subjects=subjects),
+        scoring=Scoring("accuracy", "classification", 2),
+        search=windows,
+        held_out=windows,
+    )
+    rows = {"ensemble": RowPredictions(np.ones((21, 2)) / 2)}
+    predictions = HeldOutPredictions(np.ones((1, 2, 21, 2)) / 2, None, {}, None)
+    shipped = SimpleNamespace(indices=[0])
+    found = _held_out_record(given, rows, predictions, shipped, by_subject=by_subject)
+    assert found.constant.argmax() == most

@@ -12,11 +12,12 @@ import pytest
 from raypipe import CrossValidation
 from raypipe.cli import app
 from raypipe.core.errors import UserError
-from raypipe.core.metrics import score
+from raypipe.core.levels import ScoredRows
+from raypipe.core.metrics import constant_prediction, score
 from raypipe.core.options import MAX_SEED
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
-from raypipe.ensembles.outer import write_verdict
+from raypipe.ensembles.outer import OuterScores, PooledPredictions, write_verdict
 from raypipe.reporting.compare_outer import compare_outer
 from raypipe.search.outer import resume_outer
 from raypipe.storage.outer_run import OuterRun
@@ -103,6 +104,36 @@ def test_groups_of_people_are_what_the_interval_resamples(made):
     verdict = write_verdict(made.store, grouped)
     assert "(no interval), beside" in verdict and "3 groups of subjects are too few" in verdict
     assert "groups" not in made.verdict
+
+
+def one_person_each(made: CrossValidation, classes_S, p_SK) -> OuterScores:
+    """Return the accuracy and AUC of a cross-validation of one person, with one window, in each part."""
+    people, parts = np.array([f"p{k:02d}" for k in range(len(classes_S))]), np.arange(1, len(classes_S) + 1)
+    pooled = PooledPredictions(np.arange(len(people)), people, people, classes_S, parts, p_SK)
+    rows = ScoredRows(classes_S, people, parts, p_SK)
+    constant = constant_prediction("classification", classes_S, len(people), 2)
+    return replace(made.scores, metric="auc", level="person", pooled=pooled, rows=rows, constant_predictions=constant)
+
+
+def test_the_prediction_without_eeg_is_one_of_all_people(made):
+    """The constant of the other parts' people is lowest where targets are high, and would lose to guesses."""
+    found = made.scores.constant_predictions
+    assert len(np.unique(found, axis=0)) == 1
+    if made.store.info.kind == "regression":
+        assert found[0, 0] == pytest.approx(made.scores.rows.targets.mean())
+        assert made.scores.constant == pytest.approx(1.0)
+    else:
+        np.testing.assert_allclose(found[0], np.bincount(made.scores.rows.targets) / len(made.scores.rows.targets))
+
+
+@pytest.mark.parametrize("made", ["classes"], indirect=True)
+def test_a_perfect_model_with_one_person_in_each_part_generalizes(made):
+    classes_S = np.arange(24) % 2
+    right = one_person_each(made, classes_S, 0.1 + 0.8 * np.eye(2)[classes_S])
+    assert right.score == 1.0 and right.constant == 0.5
+    assert write_verdict(made.store, right).endswith("better than chance (0.5): it generalizes to new people.")
+    few = one_person_each(made, classes_S[:6], 0.1 + 0.8 * np.eye(2)[classes_S[:6]])
+    assert "6 subjects are too few" in write_verdict(made.store, few)
 
 
 def test_the_next_step_is_named_until_there_is_a_score(copied):
