@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,20 +54,29 @@ def auc(y: ArrayLike, scores: ArrayLike) -> float:
     float
         NaN when a class is absent from `y`, or a score is not finite.
     """
-    y_N, scores_NK = checked_classes(y, scores)
-    n_classes = scores_NK.shape[1]
-    if len(np.unique(y_N)) < n_classes or not np.isfinite(scores_NK).all():
-        return float("nan")
-    from scipy.stats import rankdata  # scipy.stats takes most of a second to import
+    return auc_within(y, scores, np.zeros(len(np.asarray(y))))
 
-    found = []
-    for k in _ranked_classes(n_classes):
-        positive_N = y_N == k
-        n_positive = int(positive_N.sum())
-        rank_sum = rankdata(scores_NK[:, k])[positive_N].sum()
-        pairs = n_positive * (len(y_N) - n_positive)
-        found.append((rank_sum - n_positive * (n_positive + 1) / 2) / pairs)
-    return float(np.mean(found))
+
+def auc_within(y: ArrayLike, scores: ArrayLike, folds: ArrayLike) -> float:
+    """Return the AUC (`auc`) of the pairs of rows that are in one fold.
+
+    Of each class, it is the share of all pairs within a fold, of a row of the class and one of the rest, that are in
+    the right order. A fold that lacks a class counts for the others. If a class has no such pair in any fold, as where
+    each fold has one person, all folds count as one.
+
+    Parameters
+    ----------
+    y, scores
+        See `auc`.
+    folds
+        (N,).
+    """
+    y_N, scores_NK = checked_classes(y, scores)
+    if not np.isfinite(scores_NK).all():
+        return float("nan")
+    fold_N = folds_of_pairs(y_N, folds, scores_NK.shape[1])
+    found = [_ordered_pairs(y_N[i], scores_NK[i]) for i in indices_of(fold_N)]
+    return float(_mean_share(*np.sum(found, axis=0)[:, None])[0]) if found else float("nan")
 
 
 def auc_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
@@ -75,20 +84,67 @@ def auc_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: I
 
     These are counted once, so that thousands of resamples cost little more than one.
     """
+    return auc_within_resampled(y, scores, np.zeros(len(np.asarray(y))), subject_N, counts_RS)
+
+
+def auc_within_resampled(y: ArrayLike, scores: ArrayLike, folds: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
+    """Return `auc_within` of each resample of subjects; NaN where a class has no pair within the folds."""
     y_N, scores_NK = checked_classes(y, scores)
+    fold_N = folds_of_pairs(y_N, folds, scores_NK.shape[1])
+    total = np.zeros((2, len(counts_RS), len(_ranked_classes(scores_NK.shape[1]))))
+    for i in indices_of(fold_N):
+        total += _ordered_pairs_resampled(y_N[i], scores_NK[i], subject_N[i], counts_RS)
+    return _mean_share(*total)
+
+
+def indices_of(fold_N: NDArray[Any]) -> Iterator[Ints]:
+    """Yield the rows of each fold."""
+    for fold in np.unique(fold_N):
+        yield np.flatnonzero(fold_N == fold)
+
+
+def folds_of_pairs(y_N: Ints, folds: ArrayLike, n_classes: int) -> NDArray[Any]:
+    """Return the folds (N,) within which pairs are counted: one for all where a class has no pair within a fold."""
+    fold_N = np.asarray(folds)
+    for k in _ranked_classes(n_classes):
+        if not any(0 < (y_N[i] == k).sum() < len(i) for i in indices_of(fold_N)):
+            return np.zeros_like(fold_N)
+    return fold_N
+
+
+def _mean_share(ordered_RK: Floats, pairs_RK: Floats) -> Floats:
+    """Return the mean over the classes of the share of pairs in the right order (R,), NaN where a class has none."""
+    return np.asarray(_ratio(ordered_RK, pairs_RK).mean(axis=1))
+
+
+def _ordered_pairs(y_N: Ints, scores_NK: Floats) -> Floats:
+    """Return, for each class whose AUC is averaged, its pairs with the rest in the right order, and all (2, K)."""
+    from scipy.stats import rankdata  # scipy.stats takes most of a second to import
+
+    found = []
+    for k in _ranked_classes(scores_NK.shape[1]):
+        positive_N = y_N == k
+        n_positive = int(positive_N.sum())
+        pairs = n_positive * (len(y_N) - n_positive)
+        ordered = rankdata(scores_NK[:, k])[positive_N].sum() - n_positive * (n_positive + 1) / 2 if pairs else 0.0
+        found.append((ordered, float(pairs)))
+    return np.array(found).T
+
+
+def _ordered_pairs_resampled(y_N: Ints, scores_NK: Floats, subject_N: Ints, counts_RS: Ints) -> Floats:
+    """Return `_ordered_pairs` of each resample (2, R, K)."""
     n_classes = scores_NK.shape[1]
     present, subject_N = np.unique(subject_N, return_inverse=True)  # those of a fold, of all
     counts_RS = counts_RS[:, present].astype(np.float64)
     seen_SK = np.zeros((counts_RS.shape[1], n_classes))
     np.add.at(seen_SK, (subject_N, y_N), 1.0)
     seen_RK = counts_RS @ seen_SK
-    out_R = np.zeros(len(counts_RS))
+    found = []
     for k in _ranked_classes(n_classes):
         wins_SS = _wins(scores_NK[:, k], y_N == k, subject_N, counts_RS.shape[1])
         pairs_R = seen_RK[:, k] * (seen_RK.sum(1) - seen_RK[:, k])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            out_R += np.where(pairs_R > 0, ((counts_RS @ wins_SS) * counts_RS).sum(1) / pairs_R, np.nan)
-    return np.where((seen_RK > 0).all(1), out_R / len(_ranked_classes(n_classes)), np.nan)
+        found.append((((counts_RS @ wins_SS) * counts_RS).sum(1), pairs_R))
+    return np.array(found).transpose(1, 2, 0)
 
 
 def _wins(score_N: Floats, positive_N: NDArray[np.bool_], subject_N: Ints, n_subjects: int) -> Floats:

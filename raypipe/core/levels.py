@@ -9,12 +9,12 @@ all folds averages out, would lower a score over all folds together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raypipe.core.class_metrics import auc_within, auc_within_resampled, indices_of
 from raypipe.core.metrics import Floats, Ints, Metric, get_metric, score
 from raypipe.core.outputs import mean_over_outputs
 
@@ -107,19 +107,26 @@ def ranking_score(
 
 
 def within_folds(metric: str | Metric, folds: ArrayLike) -> Metric:
-    """Return a metric of rows with these folds (N,): the mean of the fold scores, if the metric only ranks.
+    """Return a metric of rows with these folds (N,): within folds, if the metric only ranks.
 
-    A fold weighs as many pairs of rows with different targets as it has: an AUC is then the share of all pairs of one
-    fold that are in the right order, and a fold of one class has no weight. If no fold has such a pair, as where
-    each has one person, the score is that of all folds together.
+    An AUC is the share of all pairs of one fold that are in the right order, of several classes the mean over the
+    classes (`class_metrics.auc_within`). A correlation is the mean of those of the folds, each of which weighs as many
+    pairs of rows with different targets as it has. If no fold has such a pair, as where each has one person, the score
+    is that of all folds together.
     """
     plain, fold_N = get_metric(metric), np.asarray(folds)
     if not plain.by_fold or len(np.unique(fold_N)) < 2:
         return plain
+    if plain.name == "auc":
+        return plain._replace(
+            value=lambda y, pred: auc_within(y, pred, fold_N),
+            resampled=lambda y, pred, subject_N, counts_RS: auc_within_resampled(y, pred, fold_N, subject_N, counts_RS),
+            folds=fold_N,
+        )
 
     def value(y: ArrayLike, pred: ArrayLike) -> float:
         y_N, pred_NO = np.asarray(y), np.asarray(pred)
-        found = [(plain.value(y_N[i], pred_NO[i]), _n_pairs(y_N[i])) for i in _fold_indices(fold_N)]
+        found = [(plain.value(y_N[i], pred_NO[i]), _n_pairs(y_N[i])) for i in indices_of(fold_N)]
         known = [(one, weight) for one, weight in found if weight and not np.isnan(one)]
         if not known or not np.isfinite(pred_NO).all():
             return plain.value(y, pred)
@@ -127,10 +134,10 @@ def within_folds(metric: str | Metric, folds: ArrayLike) -> Metric:
 
     def resampled(y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
         y_N, pred_NO = np.asarray(y), np.asarray(pred)
-        if np.isnan([plain.value(y_N[i], pred_NO[i]) for i in _fold_indices(fold_N)]).all():
+        if np.isnan([plain.value(y_N[i], pred_NO[i]) for i in indices_of(fold_N)]).all():
             return plain.resampled(y, pred, subject_N, counts_RS)
         total_R, weight_R = np.zeros(len(counts_RS)), np.zeros(len(counts_RS))
-        for i in _fold_indices(fold_N):
+        for i in indices_of(fold_N):
             of_R = plain.resampled(y_N[i], pred_NO[i], subject_N[i], counts_RS)
             pairs_R = np.where(np.isnan(of_R), 0.0, _pairs_resampled(y_N[i], subject_N[i], counts_RS))
             total_R += pairs_R * np.nan_to_num(of_R)
@@ -145,11 +152,6 @@ def describe_level(metric: str, level: Level) -> str:
     """Return what one score over all folds is of, for reports and records."""
     of = "one mean prediction per person" if level == "person" else "all windows"
     return f"{of}, within each fold and averaged over the folds" if get_metric(metric).by_fold else of
-
-
-def _fold_indices(fold_N: NDArray[Any]) -> Iterator[Ints]:
-    for fold in np.unique(fold_N):
-        yield np.flatnonzero(fold_N == fold)
 
 
 def _n_pairs(y_N: NDArray[Any]) -> float:

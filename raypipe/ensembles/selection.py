@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.core.class_metrics import folds_of_pairs, indices_of
 from raypipe.core.metrics import OF_SQUARED_ERROR, get_metric
 from raypipe.ensembles.oof import Floats, MemberPredictions
 from raypipe.ensembles.weights import linear_rule
@@ -88,7 +89,7 @@ def _losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
     if members.metric in OF_SQUARED_ERROR:
         return _squared_errors(members, candidates_CNO)
     if members.metric == "auc":
-        return _auc_losses_within_folds(members, candidates_CNO)
+        return _auc_losses(members, candidates_CNO)
     sign = get_metric(members.metric).sign
     return np.array([sign * members.score(each_NO) for each_NO in candidates_CNO])
 
@@ -97,37 +98,34 @@ def _squared_errors(members: MemberPredictions, candidates_CNO: Floats) -> Float
     return np.asarray(((candidates_CNO - members.encoded_targets) ** 2).sum(2).mean(1))
 
 
-def _auc_losses_within_folds(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
-    """Return the negative AUC within folds, as `raypipe.core.levels.ranking_score` takes it."""
-    total_C, weight = np.zeros(len(candidates_CNO)), 0.0
-    for fold in np.unique(members.folds):
-        inside_N = members.folds == fold
-        _, counts = np.unique(members.targets[inside_N], return_counts=True)
-        if len(counts) == candidates_CNO.shape[2]:  # a fold that lacks a class has no AUC
-            pairs = float(counts.sum() ** 2 - (counts**2).sum()) / 2
-            total_C += pairs * _auc_losses(members.select_windows(inside_N), candidates_CNO[:, inside_N])
-            weight += pairs
-    return total_C / weight if weight else _auc_losses(members, candidates_CNO)
-
-
 def _auc_losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
-    """Return the negative AUC of all candidates at once; the Brier score if a class is missing."""
+    """Return the negative AUC within folds of all candidates at once; the Brier score if a class is missing.
+
+    It is what `raypipe.core.class_metrics.auc_within` counts.
+    """
     n_classes = candidates_CNO.shape[2]
     scored = [1] if n_classes == 2 else range(n_classes)
+    fold_N = folds_of_pairs(members.targets, members.folds, n_classes)
     total_C = np.zeros(len(candidates_CNO))
     for k in scored:
-        positive_N = members.targets == k
-        n1 = int(positive_N.sum())
-        n0 = len(positive_N) - n1
-        if not n1 or not n0:
+        ordered_C, pairs = np.zeros(len(candidates_CNO)), 0
+        for i in indices_of(fold_N):
+            positive_N = members.targets[i] == k
+            if n := int(positive_N.sum()) * int((~positive_N).sum()):
+                ordered_C += _compared(candidates_CNO[:, i, k], positive_N, n)
+                pairs += n
+        if not pairs:
             return _squared_errors(members, candidates_CNO)
-        scores_CN = candidates_CNO[:, :, k]
-        if n1 * n0 <= MAX_COMPARED_PAIRS:  # a third of the time that ranks take
-            differences_CPQ = scores_CN[:, positive_N, None] - scores_CN[:, None, ~positive_N]
-            total_C += 0.5 + 0.5 * np.sign(differences_CPQ).mean((1, 2))
-            continue
-        total_C += _ordered_pairs(scores_CN, positive_N) / (n1 * n0)
+        total_C += ordered_C / pairs
     return -total_C / len(scored)
+
+
+def _compared(scores_CN: Floats, positive_N: NDArray[np.bool_], pairs: int) -> Floats:
+    """Return how many pairs of a positive and a negative window each candidate's scores order (C,)."""
+    if pairs > MAX_COMPARED_PAIRS:
+        return _ordered_pairs(scores_CN, positive_N)
+    differences_CPQ = scores_CN[:, positive_N, None] - scores_CN[:, None, ~positive_N]  # a third of the time of ranks
+    return np.asarray(pairs * (0.5 + 0.5 * np.sign(differences_CPQ).mean((1, 2))))
 
 
 def _ordered_pairs(scores_CN: Floats, positive_N: NDArray[np.bool_]) -> Floats:

@@ -68,7 +68,8 @@ def _held_out_sentence(outcome: Outcome) -> str:
     n = scores.subjects
     subjects = f"On {n} held-out subject{'' if n == 1 else 's'},"
     if np.isnan(scores.value):
-        return f"{subjects} all targets are the same, so the score is undefined and shows nothing about {target}."
+        why = "all targets are the same, or a class is missing"
+        return f"{subjects} {why}, so the score is undefined and shows nothing about {target}."
     article = "an" if label[0] in "AN" else "a"
     reached = f"{subjects} {outcome.alone or 'the ensemble'} reaches {article} {label} of {scores.value:.3f}"
     if held_out_evidence(outcome.table, outcome.metric) == "undefined":

@@ -40,6 +40,26 @@ def test_a_fold_weighs_as_many_pairs_as_it_has():
     assert ranking_score("auc", "window", y, pred, folds, folds) == pytest.approx(1 / 5)  # the third has one class
 
 
+def test_a_fold_that_lacks_a_class_counts_for_the_others():
+    """Of three classes, the rare one is in one fold of three only."""
+    rng = np.random.default_rng(0)
+    folds, y = np.repeat([0, 1, 2], 20), np.tile([0, 1], 30)
+    y[:5] = 2
+    pred = rng.dirichlet(np.ones(3), 60)
+    shares = []
+    for k in range(3):
+        pairs = [(i, j) for i in np.flatnonzero(y == k) for j in np.flatnonzero(y != k) if folds[i] == folds[j]]
+        shares.append(np.mean([(pred[i, k] > pred[j, k]) for i, j in pairs]))
+    assert ranking_score("auc", "window", y, pred, folds, folds) == pytest.approx(np.mean(shares))
+    perfect = np.where((folds > 0)[:, None], np.eye(3)[y], pred)  # what folds without the rare class know is seen
+    assert ranking_score("auc", "window", y, perfect, folds, folds) > 0.75
+
+
+def test_a_class_that_is_missing_everywhere_has_no_score():
+    pred = np.random.default_rng(0).dirichlet(np.ones(3), 12)
+    assert np.isnan(ranking_score("auc", "window", np.arange(12) % 2, pred, np.arange(12), np.arange(12) // 4))
+
+
 def test_folds_of_one_person_are_scored_together():
     subjects = np.array(list("abcdef"))
     y, folds = np.array([0, 1, 0, 1, 0, 1]), np.arange(6)
@@ -60,9 +80,13 @@ def test_targets_of_people_are_scored_by_one_mean_prediction_per_person():
     assert ranking_score("nrmse", "window", y, pred[:, None], subjects, folds) != pytest.approx(expected)
 
 
-def test_resamples_agree_with_the_score_of_the_rows_that_they_draw():
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_resamples_agree_with_the_score_of_the_rows_that_they_draw(n_classes):
     subjects, y, logits, folds = _trials(people=12, each=7, folds=3)
     metric, pred = within_folds("auc", folds), _probabilities(logits + folds)
+    if n_classes == 3:  # a fold lacks the last
+        y = np.where((folds < 2) & (np.arange(len(y)) % 3 == 0), 2, y)
+        pred = np.random.default_rng(2).dirichlet(np.ones(3), len(y))
     names, index = np.unique(subjects, return_inverse=True)
     counts = np.random.default_rng(1).multinomial(12, np.full(12, 1 / 12), size=5)
     for counts_S, found in zip(counts, metric.resampled(y, pred, index, counts), strict=True):

@@ -69,6 +69,8 @@ def test_the_verdict_claims_nothing_from_few_subjects():
     assert any("have intervals from 6 subjects, or groups of them, on" in note for note in notes)
     assert any("4 such subjects give the clearest result in 6.25 % of cases" in note for note in notes)
     assert "shows nothing about age" in of_table(table_of(1.0, 1))[0]
+    missing = of_table(table_of(1.0, 8).assign(held_out=np.nan))[0]
+    assert "all targets are the same, or a class is missing, so the score is undefined" in missing
 
 
 @pytest.mark.parametrize(
