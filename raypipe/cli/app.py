@@ -82,12 +82,12 @@ def _check_names(words: list[str]) -> None:
     UserError
         One is not.
     """
-    from raypipe.storage.files import check_names
+    from raypipe.storage.files import check_places
 
     values = [word.rpartition("=")[2] if word.startswith("-") else word for word in words[1:] if word != "--"]
-    check_names(*(value for value in values if not value.isascii()))
+    check_places(*(value for value in values if not value.isascii()))
     if any(not word.startswith(("-", "/")) and "://" not in word for word in words[1:]):
-        check_names(".")
+        check_places(".")
 
 
 def _refuse_other_versions() -> None:

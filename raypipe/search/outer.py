@@ -28,7 +28,7 @@ from raypipe.search.sweep import drive, open_cluster
 from raypipe.search.trackers import check_trackers
 from raypipe.storage.code_files import hashes
 from raypipe.storage.creation import sole_creator
-from raypipe.storage.files import check_names
+from raypipe.storage.files import check_places
 from raypipe.storage.outer_run import OuterInfo, OuterRun
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
@@ -57,7 +57,7 @@ def sweep_outer(
     chosen = find_own_metric(parse_options(options))
     if chosen.held_out != "auto":
         raise UserError("--outer holds every subject out once, so --held-out cannot be given with it; leave one out")
-    check_names(*places_of(data), run, init, chosen.storage)
+    check_places(*places_of(data), run, init, chosen.storage)
     check_trackers(chosen.track)
     windows, callback = open_windows(data), callback or SweepCallback()
     source = load_space(space, windows.names)
@@ -74,12 +74,13 @@ def resume_outer(
     run: str | Path, *, callback: SweepCallback | None = None, stop: StopRequest | None = None, **changes: Any
 ) -> OuterRun:
     """Continue all parts with the options of the last driver, some replaced by `changes`."""
-    check_names(run)
+    check_places(run)
     found = OuterRun(run)
     recorded = read_options(found.folder)
     if not recorded:
         raise UserError(f"{run}: its search has not begun; start it with: raypipe sweep")
     chosen = parse_options(recorded | {name: value for name, value in changes.items() if value is not None})
+    check_places(chosen.storage)
     windows, space = open_windows(found.info.data), found.read_space()
     _check_unchanged(found, windows, space, chosen, len(found.info.parts))
     return _drive_parts(found, space, windows, chosen, None, callback, stop)

@@ -26,7 +26,7 @@ from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
 from raypipe.pretraining.worker import report_progress, train_encoders
 from raypipe.search.run_setup import record_of_windows
 from raypipe.storage.creation import sole_creator
-from raypipe.storage.files import check_names
+from raypipe.storage.files import check_places
 from raypipe.storage.lease import Lease
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
@@ -88,7 +88,7 @@ def pretrain(
     >>> pretrain("mae", "demo/store", "demo/mae", params={"epochs": 20})  # doctest: +SKIP
     """
     chosen = parse_pretrain_options(options)
-    check_names(data, run)
+    check_places(data, run)
     if parse_stores(data):
         raise UserError(f"--data {data}: an encoder is pretrained on one store; name one")
     windows = open_windows(data)
@@ -111,7 +111,7 @@ def resume(
     stop: StopRequest | None = None,
 ) -> PretrainedRun:
     """Continue pretraining with its last layout, or with another number of workers or another cluster."""
-    check_names(run)
+    check_places(run)
     store = PretrainedRun(run)
     given = {"workers": workers, "address": address}
     changes = {name: value for name, value in given.items() if value is not None}

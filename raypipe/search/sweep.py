@@ -29,7 +29,7 @@ from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
 from raypipe.storage.driver_record import Usage
-from raypipe.storage.files import check_names
+from raypipe.storage.files import check_places
 from raypipe.storage.lease import DRIVER_FILE, Lease, in_use_error, read_lease
 from raypipe.storage.records import OPTIONS_FILE, read_options, write_options
 from raypipe.storage.requests import Inbox
@@ -64,7 +64,7 @@ def sweep(
 ) -> RunStore:
     """Search a space over subject folds; see `raypipe.api.sweep` for parameters and errors."""
     chosen = find_own_metric(parse_options(options))
-    check_names(space if isinstance(space, str | Path) else None, *places_of(data), run, init, chosen.storage)
+    check_places(space if isinstance(space, str | Path) else None, *places_of(data), run, init, chosen.storage)
     check_trackers(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
@@ -127,9 +127,10 @@ def _resume(
     stop: StopRequest | None,
     reruns: Reruns | None = None,
 ) -> RunStore:
-    check_names(run)
+    check_places(run)
     store = RunStore.open(run)
     chosen = parse_options(recorded_options(store) | changes)
+    check_places(chosen.storage)
     windows = open_windows(store.info.data)
     check_unchanged(store, windows, store.space, chosen)
     callback = callback or SweepCallback()

@@ -16,7 +16,7 @@ from raypipe.core.errors import DamagedFileError, StorageError, UserError, disk_
 from raypipe.core.record import Record
 from raypipe.storage.regular_files import open_regular
 from raypipe.storage.remote import PARTIAL_SUFFIX as PARTIAL_SUFFIX
-from raypipe.storage.remote import RemoteFolder
+from raypipe.storage.remote import RemoteFolder, refuse_credentials
 
 MAX_CALLS = 16
 """Calls of a remote storage that run at the same time; each waits for the server."""
@@ -230,13 +230,13 @@ def no_folder_error(path: str | Path) -> DamagedFileError:
     return DamagedFileError(f"{path}: a file where raypipe has a folder; put the folder itself there")
 
 
-def check_names(*places: str | Path | None) -> None:
-    """Check that paths and URIs are UTF-8, as records and Ray need.
+def check_places(*places: str | Path | None) -> None:
+    """Check that paths and URIs are UTF-8, as records and Ray need, and that no URI contains keys.
 
     Raises
     ------
     UserError
-        One is not. Python writes lone surrogates for bytes that it cannot decode.
+        One is not UTF-8 (Python writes lone surrogates for bytes that it cannot decode), or contains keys.
     """
     for place in places:
         text = "" if place is None else str(place)
@@ -247,6 +247,8 @@ def check_names(*places: str | Path | None) -> None:
             raise UserError(
                 f"{whole}: this name is no UTF-8 text here; rename it, or choose a UTF-8 locale, as by LC_ALL=C.UTF-8"
             ) from None
+        if "://" in text:
+            refuse_credentials(text)
 
 
 def open_folder(where: str | Path) -> Folder:

@@ -16,7 +16,7 @@ from pyarrow import fs
 from raypipe.core.errors import DiskFullError, StorageError, UserError
 from raypipe.search.pretrain import pretrain
 from raypipe.search.sweep import resume, sweep
-from raypipe.storage.files import LocalFolder, check_names, lock, open_folder, read_json, write_atomic, write_json
+from raypipe.storage.files import LocalFolder, check_places, lock, open_folder, read_json, write_atomic, write_json
 from raypipe.storage.remote import RemoteFolder
 from tests.support.faults import FailingFolder, Killed
 from tests.support.storage import DyingFileSystem, MemoryStore, dying_at
@@ -210,16 +210,16 @@ def test_a_folder_that_is_renamed_or_removed_while_it_is_used_is_not_made_again(
 
 
 def test_names_that_are_no_utf_8_are_one_line(tmp_path, monkeypatch):
-    check_names("run", tmp_path / "Größe µ", "s3://bucket/run", None)
+    check_places("run", tmp_path / "Größe µ", "s3://bucket/run", None)
     for name in ("r\udcff", Path("r\udcff"), "s3://bucket/r\udcff"):
         with pytest.raises(UserError, match="this name is no UTF-8 text here; rename it, or choose a UTF-8 locale"):
-            check_names("run", name)
+            check_places("run", name)
     here = tmp_path / "r\udcff"
     here.mkdir()
     monkeypatch.chdir(here)
-    check_names(tmp_path, "s3://bucket/run")
+    check_places(tmp_path, "s3://bucket/run")
     with pytest.raises(UserError, match="no UTF-8"):
-        check_names("run")
+        check_places("run")
 
 
 @pytest.mark.parametrize(
