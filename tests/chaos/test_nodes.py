@@ -38,8 +38,11 @@ def sweep(place, folder, run):
     return place.drive("sweep", folder / "space.py", "--data", folder / "store", "--run", run, *flags)
 
 
-def first(reference):
-    return {0: reference[0]}
+def ends_the_same(driver, run, reference):
+    """Wait for the end; the trial's records are those of a run that nothing befell."""
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert differences(run, {0: reference[0]}) == []
 
 
 def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(field, nodes, reference, tmp_path):
@@ -55,9 +58,7 @@ def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(field, n
     nodes.fill(1)
     driver.wait_until(lambda: starts_of(run, SECOND_OF_TWO) == 2, "the second worker to be back")
     gate.open(3)
-    out = driver.finish()
-    assert driver.child.returncode == 0, out
-    assert differences(run, first(reference)) == []
+    ends_the_same(driver, run, reference)
 
 
 def controller_on_another_node(place, driver):
@@ -86,9 +87,7 @@ def test_the_node_of_a_groups_controller_may_be_lost_for_good(field, nodes, refe
     nodes.lose_node_of(raylet)
     driver.wait_until(lambda: controller_on_another_node(nodes, driver) != raylet, "another controller")
     gate.open(3)
-    out = driver.finish()
-    assert driver.child.returncode == 0, out
-    assert differences(run, first(reference)) == []
+    ends_the_same(driver, run, reference)
 
 
 def test_a_controller_that_outlives_its_nodes_loss_starts_no_more_workers(field, nodes, reference, tmp_path):
@@ -104,12 +103,10 @@ def test_a_controller_that_outlives_its_nodes_loss_starts_no_more_workers(field,
     try:
         driver.wait_until(lambda: set(nodes.find("controller")) - {before}, "another controller")
         gate.open(3)
-        out = driver.finish()
+        ends_the_same(driver, run, reference)
     finally:
         raylet.send_signal(signal.SIGCONT)
     raylet.wait(MAX_WAIT_SECONDS)  # it ends, and processes that it has started, once it is no zombie
-    assert driver.child.returncode == 0, out
-    assert differences(run, first(reference)) == []
 
 
 @pytest.fixture(params=["rocksdb", "redis"])
@@ -134,9 +131,7 @@ def test_a_control_store_that_is_kept_may_be_killed_and_started_again(field, kep
         gate.open(3)
         gate.wait(6, driver)  # reached after epoch 4 is recorded, for which Tune has called the trial actor meanwhile
     gate.open(6)
-    out = driver.finish()
-    assert driver.child.returncode == 0, out
-    assert differences(run, first(reference)) == []
+    ends_the_same(driver, run, reference)
 
 
 def has_left(driver):
@@ -158,11 +153,9 @@ def test_a_control_store_that_stays_away_is_left_and_the_sweep_restarts_on_anoth
         kill(*alone.find("gcs"), *(pid for victim in also for pid in alone.find(victim)))
         driver.wait_until(lambda: has_left(driver), "the driver to leave Ray")
         gate.open(3)
-        out = driver.finish()
+        ends_the_same(driver, run, reference)
     finally:
         alone.end()
-    assert driver.child.returncode == 0, out
-    assert differences(run, first(reference)) == []
 
 
 @pytest.mark.parametrize("also", [(), ("controller",)])
@@ -176,9 +169,7 @@ def test_a_cluster_is_joined_again_when_its_control_store_is_back(field, nodes, 
         kill(*(pid for victim in also for pid in nodes.find(victim)))
         driver.wait_until(lambda: has_left(driver), "the driver to leave Ray")
         gate.open(3)
-    out = driver.finish()
-    assert driver.child.returncode == 0, out
-    assert differences(run, first(reference)) == []
+    ends_the_same(driver, run, reference)
 
 
 def test_a_driver_waits_for_a_node_that_is_suspended(field, nodes, reference, tmp_path):
@@ -195,6 +186,4 @@ def test_a_driver_waits_for_a_node_that_is_suspended(field, nodes, reference, tm
     finally:
         for pid in raylets:
             os.kill(pid, signal.SIGCONT)
-    out = driver.finish()
-    assert driver.child.returncode == 0, out
-    assert differences(run, first(reference)) == []
+    ends_the_same(driver, run, reference)
