@@ -13,6 +13,7 @@ from raypipe.core.text import format_duration, format_value, one_line
 from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.reporting.page import PAGE_FILE
 from raypipe.reporting.status import MAX_ROWS, ReadTrial, Status, TrialRow, read_status
+from raypipe.storage.records import best_first
 from raypipe.storage.remote import shell_quoted, without_settings
 from raypipe.storage.requests import Asked
 from raypipe.storage.run_store import RunStore
@@ -153,9 +154,8 @@ def varied(drawn: Sequence[dict[str, Any]]) -> list[str]:
 
 def best_trial(status: Status) -> int | None:
     """Return the number of the ended trial with the best score, None where there is none."""
-    sign = get_metric(status.metric).sign
-    usable = [row for row in status.rows if row.state in ("complete", "stopped") and row.score is not None]
-    return min(usable, key=lambda row: (sign * (row.score or 0.0), row.number)).number if usable else None
+    ranked = best_first(status.rows, status.metric)
+    return ranked[0].number if ranked else None
 
 
 def asked_state(asked: Asked) -> dict[str, Any]:

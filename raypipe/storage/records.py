@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import DamagedFileError
 from raypipe.core.levels import Level
-from raypipe.core.metrics import Direction, Kind
+from raypipe.core.metrics import Direction, Kind, get_metric
 from raypipe.core.record import FrozenModel, Record
 from raypipe.storage.files import Folder, read_record, write_record
 
@@ -180,6 +180,27 @@ class TrialResult(OwnedRecord):
     """Id of the initial weights of each fold (`finetuning.initial_id`). Weights of equal ids can be averaged."""
     tidied: bool = False
     """Its weights were removed to free the disk (`raypipe.ensembles.tidy`)."""
+
+
+class Ended(Protocol):
+    """What trials are ranked by."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def score(self) -> float | None: ...
+
+
+AnyEnded = TypeVar("AnyEnded", bound=Ended)
+
+
+def best_first(trials: Iterable[AnyEnded], metric: str) -> list[AnyEnded]:
+    """Return the trials that have weights (complete, or stopped by a budget), best first and then by number."""
+    sign = get_metric(metric).sign
+    usable = [each for each in trials if each.state in ("complete", "stopped") and each.score is not None]
+    return sorted(usable, key=lambda each: (sign * (each.score or 0.0), each.number))
 
 
 class TrialRecord(OwnedRecord):

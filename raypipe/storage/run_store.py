@@ -41,7 +41,6 @@ from typing import Any
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.levels import describe_level
-from raypipe.core.metrics import get_metric
 from raypipe.core.search_space import SearchSpace
 from raypipe.core.store_names import parse_stores
 from raypipe.storage.code_files import read_code, read_metric, write_code, write_metric
@@ -57,6 +56,7 @@ from raypipe.storage.records import (
     OwnedRecord,
     RunInfo,
     TrialResult,
+    best_first,
     describe_other_folder,
     digest,
     read_owned,
@@ -154,17 +154,14 @@ class RunStore(TrialStore):
         return cls(folder, info, FoldMap.parse(folds_text, f"{where}/{FOLDS_FILE}"), space)
 
     def ranked(self, results: Iterable[TrialResult] | None = None) -> list[TrialResult]:
-        """Return the trials that have weights (complete, or stopped by a budget), best first and then by number.
+        """Return the trials that have weights, best first; see `raypipe.storage.records.best_first`.
 
         Parameters
         ----------
         results
             All results, if the caller has read them already.
         """
-        sign = get_metric(self.info.metric).sign
-        results = self.results() if results is None else results
-        usable = [r for r in results if r.state in ("complete", "stopped") and r.score is not None]
-        return sorted(usable, key=lambda r: (sign * (r.score or 0.0), r.number))
+        return best_first(self.results() if results is None else results, self.info.metric)
 
     def write_encoder(self, name: str, data: bytes) -> None:
         """Store a pretrained encoder (safetensors) in ``init``, before the run is made."""

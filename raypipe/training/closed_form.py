@@ -5,7 +5,6 @@ Everything is computed on the CPU in float64, and windows are read in batches.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -34,8 +33,6 @@ from raypipe.training.result import FoldEpoch
 from raypipe.training.riemann import inverse_root, riemann_mean
 from raypipe.training.spatial_filters import Responses, fit_responses, principal_components
 from raypipe.training.trainer import Interrupted, make_network, never
-
-log = logging.getLogger(__name__)
 
 MAX_PARTS = 5
 """Parts of the training people, to choose the penalty by."""

@@ -21,7 +21,6 @@ foreach_abs = torch._foreach_abs
 foreach_mul = torch._foreach_mul
 foreach_mul_ = torch._foreach_mul_
 foreach_add_ = torch._foreach_add_
-foreach_sub = torch._foreach_sub
 foreach_copy_ = torch._foreach_copy_
 foreach_norm = torch._foreach_norm
 foreach_lerp_ = torch._foreach_lerp_

@@ -75,6 +75,7 @@ def _has_ended(place, controller):
     return controller not in place.find("controller")
 
 
+@pytest.mark.long  # the next one loses it in a worse way
 def test_the_node_of_a_groups_controller_may_be_lost_for_good(field, nodes, reference, tmp_path):
     folder, _ = field
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
@@ -109,7 +110,7 @@ def test_a_controller_that_outlives_its_nodes_loss_starts_no_more_workers(field,
     raylet.wait(MAX_WAIT_SECONDS)  # it ends, and processes that it has started, once it is no zombie
 
 
-@pytest.fixture(params=["rocksdb", "redis"])
+@pytest.fixture(params=["rocksdb", pytest.param("redis", marks=pytest.mark.long)])
 def kept(request, tmp_path):
     """A Ray whose control store is kept; by RocksDB, the nodes of all tests."""
     if request.param == "rocksdb":
@@ -138,7 +139,7 @@ def has_left(driver):
     return "control store (GCS) is away; restarting from the run's records" in driver.output()
 
 
-@pytest.mark.parametrize("also", [(), ("controller",)])
+@pytest.mark.parametrize("also", [(), pytest.param(("controller",), marks=pytest.mark.long)])
 def test_a_control_store_that_stays_away_is_left_and_the_sweep_restarts_on_another_ray(
     field, reference, tmp_path, also
 ):
@@ -158,7 +159,7 @@ def test_a_control_store_that_stays_away_is_left_and_the_sweep_restarts_on_anoth
         alone.end()
 
 
-@pytest.mark.parametrize("also", [(), ("controller",)])
+@pytest.mark.parametrize("also", [pytest.param((), marks=pytest.mark.long), ("controller",)])
 def test_a_cluster_is_joined_again_when_its_control_store_is_back(field, nodes, reference, tmp_path, also):
     folder, _ = field
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)

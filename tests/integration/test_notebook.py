@@ -69,14 +69,43 @@ def texts(cell, stream: str = "stdout") -> str:
     return "".join(output["text"] for output in cell["outputs"] if output.get("name") == stream)
 
 
-def test_from_recordings_to_an_ensemble(tmp_path):
+INTERRUPTED = """
+    class Interrupt(raypipe.SweepCallback):
+        def on_epoch(self, number, epoch, score, fold_scores):
+            os.kill(os.getpid(), signal.SIGINT)  # what a kernel is sent by its stop button
+            os.kill = lambda *_: None  # once
+
+        def on_draining(self, running):
+            print("draining")
+
+    kill = os.kill
+    try:
+        raypipe.sweep(SPACE, store.where, "second", trials=2, folds=3, prune=False, callback=Interrupt())
+    except raypipe.InterruptedSweepError as error:
+        print(error)
+    os.kill = kill
+"""
+RESUMED = """
+    run = raypipe.resume("second")
+    run
+"""
+
+
+def run_cells(sources, folder):
+    """Return the cells of a notebook after each has run in one kernel."""
+    cells = [nbformat.v4.new_code_cell(dedent(each).strip()) for each in sources]
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(
+        nbformat.v4.new_notebook(cells=cells), timeout=500, kernel_name="python3", resources=resources
+    )
+    return client.execute().cells
+
+
+def test_from_recordings_to_an_ensemble_and_a_second_sweep_that_is_interrupted(tmp_path):
     simulate(tmp_path / "bids", subjects=9, channels=6, trials=12)
     space = f"SPACE = {str(ROOT / 'search_spaces/smoke.py')!r}"
-    sources = [STATE, space, PREPARE, SWEEP, CHANGED, ENSEMBLE]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(dedent(each).strip()) for each in sources])
-    resources = {"metadata": {"path": str(tmp_path)}}
-    done = NotebookClient(notebook, timeout=500, kernel_name="python3", resources=resources).execute()
-    _, _, prepared, swept, changed, fitted = done.cells
+    sources = [STATE, space, PREPARE, SWEEP, CHANGED, ENSEMBLE, "before = state()", INTERRUPTED, RESUMED, CHANGED]
+    _, _, prepared, swept, changed, fitted, _, interrupted, resumed, unchanged = run_cells(sources, tmp_path)
 
     assert "windows of 6 channels x 200 samples" in prepared["outputs"][-1]["data"]["text/plain"]
     lines = texts(swept).splitlines()
@@ -92,38 +121,7 @@ def test_from_recordings_to_an_ensemble(tmp_path):
     assert "text/html" in fitted["outputs"][-1]["data"], "the trials are a table"
     assert (tmp_path / "run/report.html").is_file()
 
-
-INTERRUPTED = """
-    class Interrupt(raypipe.SweepCallback):
-        def on_epoch(self, number, epoch, score, fold_scores):
-            os.kill(os.getpid(), signal.SIGINT)  # what a kernel is sent by its stop button
-            os.kill = lambda *_: None  # once
-
-        def on_draining(self, running):
-            print("draining")
-
-    kill = os.kill
-    try:
-        raypipe.sweep(SPACE, store.where, "run", trials=2, folds=3, prune=False, callback=Interrupt())
-    except raypipe.InterruptedSweepError as error:
-        print(error)
-    os.kill = kill
-"""
-RESUMED = """
-    run = raypipe.resume("run")
-    run
-"""
-
-
-def test_an_interrupt_lets_epochs_end_and_the_next_cell_goes_on_with_its_progress_shown(tmp_path):
-    simulate(tmp_path / "bids", subjects=9, channels=6, trials=12)
-    space = f"SPACE = {str(ROOT / 'search_spaces/smoke.py')!r}"
-    sources = [STATE, space, PREPARE, INTERRUPTED, RESUMED, CHANGED]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(dedent(each).strip()) for each in sources])
-    resources = {"metadata": {"path": str(tmp_path)}}
-    done = NotebookClient(notebook, timeout=500, kernel_name="python3", resources=resources).execute()
-    _, _, _, interrupted, resumed, changed = done.cells
-
+    # An interrupt lets epochs end; the next cell goes on, with its progress shown.
     assert "draining" in texts(interrupted) and "continue" in texts(interrupted)
     shown = [output["data"] for output in resumed["outputs"] if output["output_type"] == "display_data"]
     assert len(shown) == 1, "one display that changes in place"
@@ -131,4 +129,4 @@ def test_an_interrupt_lets_epochs_end_and_the_next_cell_goes_on_with_its_progres
     result = resumed["outputs"][-1]["data"]
     assert "2 of 2 trials (2 complete)" in result["text/plain"] and "<table" in result["text/html"]
     assert texts(resumed) == texts(resumed, "stderr") == ""
-    assert json.loads(texts(changed)) == {}
+    assert json.loads(texts(unchanged)) == {}
