@@ -14,9 +14,10 @@ from raypipe.core.text import one_line
 from raypipe.packaging import scorer
 from raypipe.packaging.archive import LayoutError, unpack_submission
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
+from raypipe.packaging.challenge_windows import CHALLENGE_WINDOWS, challenge_of, scorer_misfit
 from raypipe.packaging.manifest import MANIFEST, SubmissionManifest
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
-from raypipe.packaging.submission import CHALLENGE_WINDOWS, INPUT_SCALE, challenge_of, scorer_misfit
+from raypipe.packaging.submission import INPUT_SCALE
 from raypipe.storage.regular_files import read_regular
 from raypipe.storage.scratch import scratch_folder
 from raypipe.training.device import parse_device
@@ -157,8 +158,17 @@ def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request] 
     detail = f"has only challenge {names}" if len(requests) == 1 else f"has challenges {names}"
     report.add("manifest", bool(requests), detail if requests else "has no challenge")
     for challenge, entry in manifest.challenges.items():
-        sizes = {"n_channels": entry.spec.n_channels, "n_times": entry.spec.n_times}
-        misfit = scorer_misfit(int(challenge), entry.target, **sizes, sfreq=entry.spec.sfreq)
+        spec = entry.spec
+        misfit = scorer_misfit(
+            int(challenge),
+            entry.target,
+            channels=entry.channels,
+            n_times=spec.n_times,
+            sfreq=spec.sfreq,
+            tmin=entry.tmin,
+        )
+        if not misfit and len(entry.channels) != spec.n_channels:
+            misfit = f"it names {len(entry.channels)} channels, and its networks take {spec.n_channels}"
         report.add(
             f"challenge {challenge}: target and windows",
             not misfit,

@@ -34,6 +34,9 @@ class ChallengeEntry(FrozenModel):
     threshold: float | None = Field(ge=0.0, le=1.0)
     """Answer above which the second class is predicted; None for a regression."""
     channels: list[str]
+    """Of the windows, in order."""
+    tmin: Finite
+    """Seconds from an event to the windows in evaluation (`challenge_windows.shown_from`)."""
     data_hash: str
     method: str
     learned_from: list[str]
@@ -48,7 +51,7 @@ class SubmissionManifest(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-submission/4"] = "raypipe-submission/4"
+    format: Literal["raypipe-submission/5"] = "raypipe-submission/5"
     challenges: dict[Literal["1", "2"], ChallengeEntry]
     """By number of the challenge."""
     sha256: dict[str, str]

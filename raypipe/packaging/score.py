@@ -21,6 +21,7 @@ from raypipe.data.challenge import CONTRAST_TASK
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.packaging.archive import LayoutError, unpack_submission
+from raypipe.packaging.challenge_windows import other_cuts, other_steps, scorer_misfit, shown_from
 from raypipe.packaging.manifest import MANIFEST, SubmissionManifest, subject_hash
 from raypipe.packaging.scorer import MAX_SECONDS_PER_WINDOW
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
@@ -214,7 +215,7 @@ def select_windows(
     Raises
     ------
     UserError
-        The store is of another target, or none of its windows can be scored.
+        The store is of another target or has other windows than the scorer's, or none of them can be scored.
     """
     if store.manifest.target.partition(":")[0] != target:
         raise UserError(
@@ -227,12 +228,39 @@ def select_windows(
     if release is not None:
         keep_N &= _of_release(store, keep_N, release)
     challenge = CHALLENGES[target]
+    _require_scorers(store, challenge)
     if challenge not in trained_on:
         notes = [f"{target}: the zip does not name its training subjects; these subjects may be among them"]
     else:
         known_N = np.array([subject_hash(str(subject)) in trained_on[challenge] for subject in store.subjects])
         keep_N, notes = _exclude_training_subjects(store, target, keep_N, known_N, only_new=only_new)
     return ScoredWindows(challenge, store, np.flatnonzero(keep_N)), notes
+
+
+def _require_scorers(store: WindowStore, challenge: int) -> None:
+    """Check that a store has the windows that the challenge's scorer shows, and all of them.
+
+    Raises
+    ------
+    UserError
+        It has others, so a score would not be the challenge's.
+    """
+    manifest = store.manifest
+    misfit = scorer_misfit(
+        challenge,
+        manifest.target,
+        channels=store.channels,
+        n_times=store.crop_samples,
+        sfreq=store.sfreq,
+        tmin=shown_from(manifest.plan),
+    )
+    words = [*other_steps(manifest.plan), *other_cuts(manifest, challenge)]
+    if misfit or words:
+        reason = misfit.replace("it takes", "it has") or f"its windows were made with {' '.join(words)}"
+        raise UserError(
+            f"{store.path}: {reason}; the score is of the challenge's windows: prepare them with no option but "
+            "--sfreq 100 and --band 0.5 50"
+        )
 
 
 def _of_release(store: WindowStore, keep_N: NDArray[np.bool_], release: str) -> NDArray[np.bool_]:

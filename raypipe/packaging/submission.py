@@ -17,10 +17,10 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import known_source
-from raypipe.data.preprocessing import flags
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
+from raypipe.packaging.challenge_windows import BAND, challenge_of, other_steps, scorer_misfit, shown_from
 from raypipe.packaging.contents import read_networks, shipped_windows
 from raypipe.packaging.manifest import (
     MANIFEST,
@@ -59,30 +59,6 @@ CODE = (
 INPUT_SCALE = 1e6
 """Microvolts, on which the networks were trained, per volt, the unit of the scorer's windows."""
 
-CHALLENGE_WINDOWS = {"n_channels": 129, "n_times": 200, "sfreq": 100.0}
-"""Windows that the challenge's scorer shows."""
-CHALLENGE_OF = {"challenge1": 1, "challenge2": 2, "participants:externalizing": 2}
-"""Challenges by target, without its options."""
-
-
-def challenge_of(target: str) -> int | None:
-    """Return the challenge that a target answers; None for what neither asks for."""
-    return CHALLENGE_OF.get(target) or CHALLENGE_OF.get(target.partition(":")[0])
-
-
-def scorer_misfit(challenge: int, target: str, *, n_channels: int, n_times: int, sfreq: float) -> str:
-    """Return why a model does not answer a challenge, or takes other windows; an empty text if it does."""
-    if challenge_of(target) != challenge:
-        return f"its target is '{target}', not that of challenge {challenge}"
-    windows = {"n_channels": n_channels, "n_times": n_times, "sfreq": sfreq}
-    if windows == CHALLENGE_WINDOWS:
-        return ""
-    own, shown = (
-        f"{w['n_channels']} channels x {w['n_times']} samples at {w['sfreq']:g} Hz"
-        for w in (windows, CHALLENGE_WINDOWS)
-    )
-    return f"it takes windows of {own}, the scorer shows {shown}"
-
 
 def require_challenge(ensemble: Ensemble) -> int:
     """Return the challenge that an ensemble answers.
@@ -97,8 +73,14 @@ def require_challenge(ensemble: Ensemble) -> int:
     misfit = f"its target is '{run.info.target}', that of neither challenge"
     if challenge is not None:
         windows = shipped_windows(ensemble, None, "a submission")
-        sizes = {"n_channels": windows.n_channels, "n_times": windows.crop_samples}
-        misfit = scorer_misfit(challenge, run.info.target, **sizes, sfreq=windows.sfreq)
+        misfit = scorer_misfit(
+            challenge,
+            run.info.target,
+            channels=windows.channels,
+            n_times=windows.crop_samples,
+            sfreq=windows.sfreq,
+            tmin=shown_from(windows.manifest.plan),
+        )
     if challenge is None or misfit:
         raise UserError(
             f"{run.where}: {misfit}; a submission is for the EEG Foundation Challenge only; export a bundle, "
@@ -184,20 +166,17 @@ def _sources(ensemble: Ensemble) -> dict[str, bytes]:
 
 
 def _check_windows(windows: WindowStore, where: str) -> None:
-    """Check that windows are what the scorer shows: it has its own filters, and no place for other steps.
+    """Check that windows are what the scorer shows: it has its own band-pass, and no place for other steps.
 
     Raises
     ------
     UserError
         They are not.
     """
-    steps = windows.manifest.plan.preprocessing
-    harmless = {"band": None, "reject": None, "flat": None, "bads": None if steps.bads == "drop" else steps.bads}
-    changed = flags(steps.model_copy(update=harmless))
-    if changed:
+    if changed := other_steps(windows.manifest.plan):
         raise UserError(
             f"{where}: its windows were made with {' '.join(changed)}; the scorer shows a model one window at a time, "
-            "without these steps; export a bundle instead"
+            f"from {BAND[0]:g} to {BAND[1]:g} Hz, without these steps; export a bundle instead"
         )
 
 
@@ -232,6 +211,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         classes=run.info.classes,
         threshold=ensemble.threshold,
         channels=list(windows.channels),
+        tmin=shown_from(windows.manifest.plan),
         data_hash=run.info.data_hash,
         method=ensemble.method,
         learned_from=sorted(subject_hash(s) for s, fold in run.folds.fold_of.items() if fold != HELD_OUT),

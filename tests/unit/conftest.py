@@ -186,9 +186,9 @@ def s3():
 @pytest.fixture
 def four_channels(monkeypatch):
     """Make the simulated run's windows those of the challenge."""
-    from raypipe.packaging import submission
+    from raypipe.packaging import challenge_windows
 
-    monkeypatch.setitem(submission.CHALLENGE_WINDOWS, "n_channels", 4)
+    monkeypatch.setitem(challenge_windows.CHALLENGE_WINDOWS, "n_channels", 4)
 
 
 @pytest.fixture(scope="session")

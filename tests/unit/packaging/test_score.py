@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,15 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import r2_score, root_mean_squared_error
 
 from raypipe.core.errors import UserError
-from raypipe.packaging.score import ChallengeScore, ScoreReport, score_predictions, score_submission
+from raypipe.data.preprocessing import Preprocessing
+from raypipe.packaging.challenge_windows import other_cuts
+from raypipe.packaging.score import (
+    ChallengeScore,
+    ScoreReport,
+    score_predictions,
+    score_submission,
+    select_windows,
+)
 from raypipe.packaging.submission import export_submission
 
 FINITE = st.floats(-3, 3)
@@ -46,7 +56,7 @@ def test_the_overall_score_weights_both_challenges():
     assert report.overall == pytest.approx(0.3 * 0.9 + 0.7 * 1.1, abs=1e-15) and "1.04000" in str(report)
 
 
-def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, tmp_path):
+def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, four_channels, tmp_path):
     ensemble = simulated.ensemble(top=2)
     path = export_submission({1: ensemble}, tmp_path / "s.zip", windows={1: simulated.windows})
     held = ensemble.held_out
@@ -68,7 +78,42 @@ def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, tmp_path
         score_submission(path, {"chalenge1": simulated.windows.path})
 
 
-def test_a_zip_without_weights_fails_loudly(simulated, tmp_path):
+@pytest.mark.parametrize(
+    ("plan", "settings", "words"),
+    [
+        ({"tmin": -0.5}, {}, "its windows begin -0.5 s after the target, those of the scorer 0.5 s"),
+        ({"channels": ("E2", "E1", "E3", "Cz")}, {}, "channel 1 of its windows is E2, the scorer's is E1"),
+        ({"crop_samples": 100}, {}, "it has windows of 4 channels x 100 samples at 100 Hz, the scorer shows 4"),
+        ({"preprocessing": Preprocessing(reference="average")}, {}, "its windows were made with --reference average"),
+        ({"preprocessing": Preprocessing(band=(8.0, 12.0))}, {}, "its windows were made with --band 8 12"),
+        ({"preprocessing": Preprocessing(band=(0.5, 50.0), reject=80.0)}, {}, "its windows were made with --reject 80"),
+        ({}, {"max_windows": 3, "min_windows": 2}, "its windows were made with --max-windows 3 --min-windows 2"),
+    ],
+)
+def test_a_store_that_the_challenge_does_not_score_is_refused(simulated, four_channels, plan, settings, words):
+    store = copy.copy(simulated.windows)
+    assert select_windows(store, "challenge1", {}, None, only_new=True)[0].index.size == len(store)
+    manifest = store.manifest
+    store.manifest = manifest.model_copy(
+        update={
+            "plan": manifest.plan.model_copy(update=plan),
+            "settings": manifest.settings.model_copy(update=settings),
+        }
+    )
+    store.channels, store.crop_samples = store.manifest.plan.channels, store.manifest.plan.crop_samples
+    with pytest.raises(UserError, match=f": {words}.*; the score is of the challenge's windows: prepare them with"):
+        select_windows(store, "challenge1", {}, None, only_new=True)
+
+
+def test_windows_of_challenge_2_are_cut_as_the_scorer_s(simulated):
+    plan = {"window": 4.0, "stride": 2.0}
+    manifest = simulated.windows.manifest
+    fits = manifest.model_copy(update={"plan": manifest.plan.model_copy(update=plan)})
+    other = manifest.model_copy(update={"plan": manifest.plan.model_copy(update=plan | {"stride": 4.0})})
+    assert other_cuts(fits, 2) == [] and other_cuts(other, 2) == ["--window 4 --stride 4"]
+
+
+def test_a_zip_without_weights_fails_loudly(simulated, four_channels, tmp_path):
     import zipfile
 
     path = export_submission({1: simulated.ensemble(top=1)}, tmp_path / "s.zip", windows={1: simulated.windows})

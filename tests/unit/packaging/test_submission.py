@@ -16,9 +16,11 @@ from raypipe.core.errors import UserError
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
+from raypipe.packaging import submission as submission_module
+from raypipe.packaging.challenge_windows import challenge_of, scorer_misfit, shown_from
 from raypipe.packaging.check import check_submission
 from raypipe.packaging.scorer import reference_windows
-from raypipe.packaging.submission import challenge_of, export_submission, require_challenge
+from raypipe.packaging.submission import export_submission, require_challenge
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
@@ -78,7 +80,8 @@ def test_windows_that_the_scorer_does_not_show_are_refused(simulated, tmp_path):
         (Preprocessing(align="recording", reject=100.0), "--align recording"),
         (Preprocessing(baseline=(0.5, 0.7)), "--baseline 0.5 0.7"),
         (Preprocessing(reference="average"), "--reference average"),
-        (Preprocessing(notch=(60.0,), band=(1.0, 40.0)), "--notch 60"),
+        (Preprocessing(notch=(60.0,), band=(0.5, 50.0)), "--notch 60"),
+        (Preprocessing(band=(8.0, 12.0)), "--band 8 12"),
         (
             Preprocessing(bads="interpolate", montage="GSN-HydroCel-129"),
             "--bads interpolate --montage GSN-HydroCel-129",
@@ -112,6 +115,56 @@ def test_what_is_not_the_challenge_s_is_refused_and_fails_the_check(simulated, c
     other = export_submission({2: classes.ensemble(top=1)}, tmp_path / "2.zip", windows={2: classes.windows})
     (line,) = check_submission(other).failures
     assert line.detail == "its target is 'events:off,on', not that of challenge 2"
+
+
+CHANNELS = [*(f"E{number}" for number in range(1, 129)), "Cz"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, ""),
+        ({"tmin": -0.5}, "its windows begin -0.5 s after the target, those of the scorer 0.5 s"),
+        ({"channels": [*CHANNELS[1:128], "E1", "Cz"]}, "channel 1 of its windows is E2, the scorer's is E1"),
+        (
+            {"channels": CHANNELS[:128]},
+            "it takes windows of 128 channels x 200 samples at 100 Hz, the scorer shows 129",
+        ),
+        ({"sfreq": 50.0, "n_times": 100}, "it takes windows of 129 channels x 100 samples at 50 Hz"),
+        ({"target": "challenge2"}, "its target is 'challenge2', not that of challenge 1"),
+    ],
+)
+def test_windows_that_are_not_the_scorer_s(changed, words):
+    fits = {"target": "challenge1", "channels": CHANNELS, "n_times": 200, "sfreq": 100.0, "tmin": 0.5}
+    found = scorer_misfit(1, **fits | changed)
+    assert found.startswith(words) and bool(found) == bool(words)
+    assert scorer_misfit(2, **fits | {"target": "challenge2", "tmin": 0.0}) == ""
+
+
+def with_plan(windows, **changed):
+    """Return windows of which the manifest's plan says something else."""
+    found = copy.copy(windows)
+    plan = windows.manifest.plan.model_copy(update=changed)
+    found.manifest = windows.manifest.model_copy(update={"plan": plan})
+    return found
+
+
+def test_windows_at_another_time_fail_at_export_and_in_the_check(simulated, four_channels, tmp_path, monkeypatch):
+    ensemble, later = simulated.ensemble(top=1), with_plan(simulated.windows, tmin=-0.5)
+    fits = export_submission(ensemble, tmp_path / "fits.zip")
+    assert check_submission(fits).ok
+    late = export_submission({1: ensemble}, tmp_path / "late.zip", windows={1: later})
+    (line,) = check_submission(late).failures
+    assert line.name == "challenge 1: target and windows" and line.detail.startswith("its windows begin -0.5 s after")
+    monkeypatch.setattr(submission_module, "shipped_windows", lambda *_: later)
+    with pytest.raises(UserError, match=r"its windows begin -0\.5 s after the target, those of the scorer 0\.5 s"):
+        export_submission(ensemble, tmp_path / "out.zip")
+
+
+def test_a_crop_in_the_middle_of_a_longer_window_is_where_the_scorer_s_is(simulated):
+    plan = simulated.windows.manifest.plan
+    assert shown_from(plan) == 0.5
+    assert shown_from(plan.model_copy(update={"tmin": 0.0, "window": 3.0, "window_samples": 300})) == 0.5
 
 
 def test_a_missing_challenge_and_another_sampling_rate_are_refused(submission, tmp_path):
