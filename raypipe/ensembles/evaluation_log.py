@@ -30,6 +30,10 @@ REGISTRY_SUFFIX = ".looks"
 """Ending of the registry's folder, after the name of the store."""
 
 
+DEFAULT_TOP = 10
+"""Trials that are candidates where none are named."""
+
+
 class HeldOutEvaluation(FrozenModel):
     """One scoring of held-out subjects."""
 
@@ -39,12 +43,17 @@ class HeldOutEvaluation(FrozenModel):
     """Candidates, best first."""
     method: str
     """Requested method, which may be ``auto`` or ``all``."""
+    top: int
+    """Requested number of trials, beside the best one of each other family."""
+    max_members: int | None
+    max_mb: float | None
+    """Limits; None where there are none."""
 
 
 class EvaluationLog(OwnedRecord):
     """All scorings of a run's held-out subjects, in order."""
 
-    format: Literal["raypipe-evaluations/2"] = "raypipe-evaluations/2"
+    format: Literal["raypipe-evaluations/3"] = "raypipe-evaluations/3"
     evaluations: list[HeldOutEvaluation]
 
 
@@ -79,13 +88,25 @@ def read_evaluations(run: RunStore) -> list[HeldOutEvaluation]:
     return read_owned(EvaluationLog, run.folder, EVALUATION_LOG, run.run_id).evaluations
 
 
-def record_evaluation(run: RunStore, windows: WindowStore, trials: list[int], method: str) -> Evaluations:
+def record_evaluation(
+    run: RunStore,
+    windows: WindowStore,
+    trials: list[int],
+    method: str,
+    *,
+    top: int = DEFAULT_TOP,
+    max_members: int | None = None,
+    max_mb: float | None = None,
+) -> Evaluations:
     """Record a scoring of the held-out people before its score is shown; return the scorings so far.
 
     Where the registry cannot be written, as beside a store on a read-only disk, only the run's own are counted.
     """
     earlier = _reported(run)
-    evaluations = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
+    new = HeldOutEvaluation(
+        time=time.time(), trials=trials, method=method, top=top, max_members=max_members, max_mb=max_mb
+    )
+    evaluations = [*read_evaluations(run), new]
     write_record(run.folder, EVALUATION_LOG, EvaluationLog(run=run.run_id, evaluations=evaluations))
     own = Evaluations(max(len(evaluations), earlier + 1))
     registries = registries_of(windows)

@@ -90,7 +90,9 @@ def fit_ensemble(
 
     # The held-out subjects are scored once.
     held_out = predict_held_out(candidates, fits.soups, student, progress)
-    evaluations = record_evaluation(run, candidates.windows, candidates.trials, method)
+    evaluations = record_evaluation(
+        run, candidates.windows, candidates.trials, method, top=top, max_members=max_members, max_mb=max_mb
+    )
     raw = table_rows(candidates, fits, held_out, baselines, every_method=method == ALL)
     rows, calibration = calibrate_rows(candidates.predictions, raw)
     table = score_table(candidates.scoring, rows, candidates.search, candidates.held_out)

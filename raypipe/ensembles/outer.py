@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from raypipe.core.progress import Progress
 from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
-from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.fitted import Ensemble, read_ensemble_record
 from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled
 from raypipe.ensembles.outcome import side_of
 from raypipe.ensembles.scores import EvaluationSet, difference_interval, score_interval
@@ -108,20 +109,23 @@ def fit_parts(
     *,
     top: int,
     method: str,
+    max_members: int | None = None,
+    max_mb: float | None = None,
+    distilled: bool = False,
+    device: str | None = None,
     so_far: bool = False,
     progress: Progress | None = None,
-    **options: Any,
 ) -> list[str]:
     """Fit the ensemble of every part, save it and score it once on the subjects that the part holds out.
 
-    A part is left as it is if its ensemble was fitted in the same way after its last trial had ended. With other
-    `options` than the device it is always fitted: the record of an ensemble does not have them.
+    A part is left as it is if its ensemble was fitted by the same options, but for the device, after its last trial had
+    ended: its subjects are not looked at again.
 
     Parameters
     ----------
     outer
         An outer cross-validation whose parts are all made.
-    top, method, so_far, progress, **options
+    top, method, max_members, max_mb, distilled, device, so_far, progress
         See `raypipe.api.fit_ensemble`.
 
     Returns
@@ -137,10 +141,11 @@ def fit_parts(
     runs = _all_runs(outer)
     for run in runs:
         require_ended(run, so_far=so_far)
-    changed = any(value for name, value in options.items() if name != "device")
-    wanted = [run for run in runs if changed or not _is_fitted(run, top, method)]
+    options: dict[str, Any] = {"top": top, "method": method, "max_members": max_members, "max_mb": max_mb}
+    wanted = [run for run in runs if not _is_fitted(run, options, distilled=distilled)]
+    how: dict[str, Any] = {"device": device, "so_far": so_far, "progress": progress}
     for run in wanted:
-        fit_ensemble(run, top=top, method=method, so_far=so_far, progress=progress, **options).save()
+        fit_ensemble(run, distilled=distilled, **options, **how).save()
     return [run.where for run in wanted]
 
 
@@ -153,15 +158,15 @@ def _all_runs(outer: OuterRun) -> list[RunStore]:
     return runs
 
 
-def _is_fitted(run: RunStore, top: int, method: str) -> bool:
-    """Return whether a part's ensemble is up to date, so that its subjects are not looked at again."""
-    evaluations, results = read_evaluations(run), run.results()
-    if not evaluations or not Ensemble.exists(run):
+def _is_fitted(run: RunStore, options: Mapping[str, Any], *, distilled: bool) -> bool:
+    """Return whether a part's ensemble is up to date: saved after its last scoring, by these options, of all trials."""
+    evaluations, record = read_evaluations(run), read_ensemble_record(run)
+    if not evaluations or record is None:
         return False
-    if Ensemble.load(run).distilled:
-        return False
-    last, candidates = evaluations[-1], len(run.ranked(results)[:top])
-    return last.method == method and len(last.trials) == candidates and last.time > max(r.finished for r in results)
+    last = evaluations[-1]
+    same = all(getattr(last, name) == value for name, value in options.items())
+    ended = max(result.finished for result in run.results())
+    return same and record.created >= last.time > ended and Ensemble.load(run).distilled == distilled
 
 
 def read_scores(outer: OuterRun) -> OuterScores:

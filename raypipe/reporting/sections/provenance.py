@@ -23,15 +23,13 @@ from raypipe.data.given_target import python_call
 from raypipe.data.manifest import Manifest, Settings, read_manifest
 from raypipe.data.named_stores import hash_of_stores
 from raypipe.data.preprocessing import flags
-from raypipe.ensembles.evaluation_log import read_evaluations
+from raypipe.ensembles.evaluation_log import DEFAULT_TOP, read_evaluations
 from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.reporting.page import Table, render_template
 from raypipe.reporting.trial_table import is_unused, varied_parameters
 from raypipe.storage.records import TrialResult, read_options
 from raypipe.storage.run_store import RunStore
 
-_DEFAULT_TOP = 10
-"""Trials that `raypipe ensemble` combines without ``--top``."""
 _OTHER_OPTIONS = {"trials", "folds", "repeats", "held_out", "seed", "address", "storage", "track"}
 """Options of a sweep that are taken from the run's own records, or that depend on the machine."""
 
@@ -140,13 +138,13 @@ def _flag_words(name: str, value: Any) -> list[str]:
 
 
 def ensemble_command(run: RunStore) -> list[str]:
-    """Return the words of the last ``raypipe ensemble``, as far as its options were recorded."""
+    """Return the words of the last ``raypipe ensemble``."""
     words = ["raypipe", "ensemble", "RUN"]
     for evaluation in read_evaluations(run)[-1:]:
-        trials = len(evaluation.trials)
         words += ["--method", evaluation.method] if evaluation.method != "auto" else []
-        if trials > _DEFAULT_TOP or (trials and trials < min(_DEFAULT_TOP, len(run.ranked()))):
-            words += ["--top", str(trials)]
+        words += ["--top", str(evaluation.top)] if evaluation.top != DEFAULT_TOP else []
+        limits = {"--max-members": evaluation.max_members, "--max-mb": evaluation.max_mb}
+        words += [word for flag, limit in limits.items() if limit is not None for word in (flag, f"{limit:g}")]
     record = read_ensemble_record(run)
     return words + (["--distill"] if record and record.soup and record.soup.student else [])
 

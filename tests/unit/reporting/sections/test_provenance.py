@@ -17,7 +17,13 @@ from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.data.manifest import Settings
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.window_store import WindowStore
-from raypipe.reporting.sections.provenance import prepare_command, provenance_section, sweep_command
+from raypipe.ensembles.evaluation_log import record_evaluation
+from raypipe.reporting.sections.provenance import (
+    ensemble_command,
+    prepare_command,
+    provenance_section,
+    sweep_command,
+)
 from raypipe.reporting.trial_table import trials_table
 from raypipe.search.run_setup import open_run
 from raypipe.storage.records import write_options
@@ -171,3 +177,13 @@ def test_repeats_of_the_folds_are_named(repeated):
     for subject, fold in repeated.run.folds.fold_of.items():
         both = f"<li>{subject}: {fold}, {repeated.run.folds.repeated[0][subject]}</li>"
         assert (f"<b>{subject}: held out</b>" if fold < 0 else both) in html
+
+
+def test_the_options_of_the_last_ensemble_are_printed(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    assert ensemble_command(run) == ["raypipe", "ensemble", "RUN"]
+    record_evaluation(run, ToyWindows(), [0, 1, 2], "auto")  # the third is of another family
+    assert ensemble_command(run) == ["raypipe", "ensemble", "RUN"]
+    record_evaluation(run, ToyWindows(), [0, 1, 2], "best", top=2, max_members=4, max_mb=2.5)
+    words = ["--method", "best", "--top", "2", "--max-members", "4", "--max-mb", "2.5"]
+    assert ensemble_command(run)[3:] == words
