@@ -30,6 +30,9 @@ class TrialQueue(Protocol):
     def observe(self, number: int) -> bool:
         """Update the study with a trial's history; return whether the trial continues."""
 
+    def early_end(self, number: int) -> tuple[State, str]:
+        """Return how a trial ends that `observe` does not continue: its state, and the reason."""
+
     def close(
         self, number: int, state: State, reason: str, failure: str | None = None, trace: str = ""
     ) -> TrialResult | None:

@@ -167,7 +167,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         with self._sweep_ends_on_error():
             self.callback.on_epoch(number, result["epoch"], result["score"], result["folds"])
             if not self.queue.observe(number):
-                self._stop_reasons[trial_id] = ("pruned", "stopped by successive halving")
+                self._stop_reasons[trial_id] = self.queue.early_end(number)
         if self._desk is not None and self._desk.stops(number):
             self._stop_reasons.setdefault(trial_id, ("stopped", STOPPED))
         if self._over_budget():

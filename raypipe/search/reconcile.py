@@ -19,7 +19,7 @@ from raypipe.search.points import POINTS_FILE, Point, read_points, write_points
 from raypipe.search.reruns import RERUN_OF, RERUN_SEED, RERUNS_FILE, Rerun, is_rerun, read_reruns, write_reruns
 from raypipe.search.warm_start import WarmStart
 from raypipe.storage.journal import STUDY_NAME, open_journal, replace_journal
-from raypipe.storage.records import Epoch
+from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_layout import require_layout
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_records import TrialRecords, require_records
@@ -40,6 +40,12 @@ STUDY_STATES = {
 """State of a trial in the study, by `TrialResult.state`."""
 ENDED = "ended"
 """User attribute of a trial that had ended before its records were lost: its state. It ends so again."""
+STOPPED_AT = "stopped_at"
+"""User attribute of a trial that a request or a budget has stopped: its number of epochs, and the reason.
+
+Scores do not show when such a trial ends, so this does where its records are lost.
+"""
+_HOW_ENDED = (ENDED, STOPPED_AT)
 
 
 def open_study(run: RunStore, callback: SweepCallback) -> BaseStorage:
@@ -186,7 +192,7 @@ class _Expected:
             return "" if _same(trial, self.warm[number]) else "other values"
         if enqueued_params(trial) != self._system_attrs(number).get(FIXED_PARAMS):
             return "another starting point"
-        if {k: v for k, v in trial.user_attrs.items() if k != ENDED} != self._user_attrs(number):
+        if {k: v for k, v in trial.user_attrs.items() if k not in _HOW_ENDED} != self._user_attrs(number):
             return "another rerun"
         one = self.records.get(number)
         if one is None:
@@ -254,13 +260,14 @@ class _Expected:
 
     def _again(self, lost: FrozenTrial, drawn: FrozenTrial) -> FrozenTrial:
         """Return a trial that is trained again with the parameters of `drawn`, and ends as it did."""
-        ended = lost.state.name if lost.state.is_finished() else lost.user_attrs.get(ENDED)
+        known = {name: lost.user_attrs[name] for name in _HOW_ENDED if name in lost.user_attrs}
+        ended = {ENDED: lost.state.name} if lost.state.is_finished() else {}
         return create_trial(
             state=TrialState.RUNNING,
             params=drawn.params,
             distributions=drawn.distributions,
             intermediate_values=lost.intermediate_values,
-            user_attrs=self._user_attrs(lost.number) | ({ENDED: ended} if ended else {}),
+            user_attrs=self._user_attrs(lost.number) | known | ended,
             system_attrs=self._system_attrs(lost.number),
         )
 
@@ -277,7 +284,7 @@ class _Expected:
             params=one.record.params if one.record else {},
             distributions=unpack_distributions(one.record.distributions) if one.record else {},
             intermediate_values=steps,
-            user_attrs=self._user_attrs(number),
+            user_attrs=self._user_attrs(number) | (stopped_at(one.result) if one.result else {}),
             system_attrs=self._system_attrs(number),
         )
         if one.record:
@@ -318,6 +325,11 @@ def reported(history: list[Epoch], config: TrialConfig | None) -> dict[int, floa
         return {}
     ends = config.cycle_ends if config is not None else []
     return {epoch.passes: epoch.score for epoch in history if not ends or epoch.epoch in ends}
+
+
+def stopped_at(ended: TrialResult) -> dict[str, Any]:
+    """Return the user attribute of a trial that was stopped; none for a trial that has ended otherwise."""
+    return {STOPPED_AT: {"epochs": ended.epochs, "reason": ended.reason}} if ended.state == "stopped" else {}
 
 
 def _same(trial: FrozenTrial, other: FrozenTrial) -> bool:

@@ -18,7 +18,7 @@ from raypipe.core.errors import LostCheckpointError, StorageError, UserError
 from raypipe.search.distributions import pack_distributions
 from raypipe.search.optuna_compat import enqueued_params, open_trial
 from raypipe.search.points import enqueue_missing, enqueue_point
-from raypipe.search.reconcile import ENDED, STUDY_STATES, reported
+from raypipe.search.reconcile import ENDED, STOPPED_AT, STUDY_STATES, reported, stopped_at
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
 from raypipe.search.sampler import TrialSampler
 from raypipe.search.warm_start import add_warm_trials
@@ -109,7 +109,7 @@ class StudyQueue:
                 self.settled.append(ended)
             elif not self.run.has_trial(trial.number) or self.observe(trial.number):
                 self._put_back.append(trial.number)
-            elif (closed := self.close(trial.number, "pruned", "stopped by successive halving")) is not None:
+            elif (closed := self.close(trial.number, *self.early_end(trial.number))) is not None:
                 self.settled.append(closed)
 
     def _trial(self, number: int) -> FrozenTrial:
@@ -191,14 +191,21 @@ class StudyQueue:
         """Update the study with a trial's history; return whether the trial continues."""
         trial, history = self._report_epochs(number)
         ends = self._configs[number].cycle_ends
-        if history and history[-1].passes < (trial.last_step or 0):
+        if not history or history[-1].passes < (trial.last_step or 0):
             return True  # its records were lost, and these epochs are trained again
+        if STOPPED_AT in trial.user_attrs:
+            return len(history) < int(trial.user_attrs[STOPPED_AT]["epochs"])
         if ENDED in trial.user_attrs:
             return bool(trial.user_attrs[ENDED] != TrialState.PRUNED.name)
-        if is_rerun(trial) or (ends and history and history[-1].epoch not in ends):
+        if is_rerun(trial) or (ends and history[-1].epoch not in ends):
             return True
         # After a restart the pruner is asked again about the last step: its answer may not have been acted on.
         return not self.study.pruner.prune(self.study, self._trial(number))
+
+    def early_end(self, number: int) -> tuple[State, str]:
+        """Return how a trial ends that `observe` does not continue: its state, and the reason."""
+        stop = self._trial(number).user_attrs.get(STOPPED_AT)
+        return ("stopped", str(stop["reason"])) if stop else ("pruned", "stopped by successive halving")
 
     def _report_epochs(self, number: int) -> tuple[FrozenTrial, list[Epoch]]:
         """Report a trial's epochs to the study that it does not have; return the trial as it was, and its history."""
@@ -250,4 +257,6 @@ class StudyQueue:
         if self.run.has_trial(ended.number):
             self._report_epochs(ended.number)  # the last ones, where the trial failed before the driver heard of them
         state = STUDY_STATES[ended.state]
+        for name, value in stopped_at(ended).items():
+            open_trial(self.study, self._trial(ended.number)).set_user_attr(name, value)
         self.study.tell(ended.number, ended.score if state == TrialState.COMPLETE else None, state=state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def train(queue, number, limit=99):
     def report(epoch, outcomes):
         evaluator.add_epoch(epoch, outcomes)
         if ends is None and not queue.observe(number):
-            reasons.append(("pruned", "stopped by successive halving"))
+            reasons.append(queue.early_end(number))
         return Reply(not (ends or reasons or evaluator.over), evaluator.best)
 
     if ends or not evaluator.over:
@@ -167,10 +168,10 @@ def undisturbed(left, windows, tmp_path_factory):
     return numbers_of(continue_run(where, windows, SweepCallback()))
 
 
-def check(left: Path, where: Path, windows, undisturbed, data, counts) -> None:
+def check(left: Path, where: Path, windows, undisturbed, harm: Callable[[Path], str], counts) -> None:
     """Damage a copy of the run, and check what comes out."""
     shutil.copytree(left, where)
-    done = damage(where, data)
+    done = harm(where)
     said = Said()
     try:
         run = continue_run(where, windows, said)
@@ -207,12 +208,24 @@ def play(count, left, windows, undisturbed, tmp_path_factory):
     def one(data):
         where = tmp_path_factory.mktemp("damaged") / "run"
         try:
-            check(left, where, windows, undisturbed, data, counts)
+            check(left, where, windows, undisturbed, lambda place: damage(place, data), counts)
         finally:
             shutil.rmtree(where.parent)
 
     one()
     print(f"\n{sum(counts.values())} damages of {len(KINDS)} kinds: {dict(counts)}; 0 tracebacks, 0 silent changes")
+
+
+@pytest.mark.parametrize("name", ["history.json"])
+def test_a_lost_file_of_the_trial_under_way_is_made_again(left, windows, undisturbed, tmp_path, name):
+    counts = collections.Counter()
+
+    def delete(where):
+        (where / "trials/0006" / name).unlink()
+        return f"delete {name}"
+
+    check(left, tmp_path / "run", windows, undisturbed, delete, counts)
+    assert not any("refused" in what for what in counts), counts
 
 
 def test_some_drawn_damages(left, windows, undisturbed, tmp_path_factory):

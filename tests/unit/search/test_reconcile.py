@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.search.pruner import SuccessiveHalving
-from raypipe.search.reconcile import ENDED, open_study, study_difference
+from raypipe.search.reconcile import ENDED, STOPPED_AT, open_study, study_difference
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import JOURNAL_FILE, open_journal
 from raypipe.storage.run_store import RunStore
@@ -197,6 +197,45 @@ def test_a_lost_trial_is_trained_again_with_its_parameters_to_the_epoch_at_which
         if epoch == 1:  # a driver that is killed in between
             queue = queue_of(run, windows, said)
             assert len(said.lines) == 1 and queue.study.trials[pruned.number].user_attrs[ENDED] == "PRUNED"
+
+
+@pytest.mark.parametrize("lost", ["trials/0000", "trials/0000/result.json", "trials/0000/history.json"])
+@pytest.mark.parametrize("reason", ["stopped by request", "the time budget of 3600 s is used up"])
+def test_a_trial_that_was_stopped_ends_so_again_with_weights_where_its_records_are_lost(
+    tmp_path, windows, lost, reason
+):
+    run = make_run(tmp_path / "run", windows)
+    queue = queue_of(run, windows)
+    number = queue.next()
+    record(run, number, [0.9, 0.6, 0.5])
+    write_checkpoints(run, windows, number, 3)
+    assert queue.observe(number)
+    before = queue.close(number, "stopped", reason)
+    for name in dict.fromkeys([lost, "trials/0000/result.json"]):
+        path = run.local / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    queue = queue_of(run, windows)
+    assert queue.next() == number
+    for epochs in (1, 2, 3):
+        record(run, number, [0.9, 0.6, 0.5][:epochs])
+        write_checkpoints(run, windows, number, epochs)
+        queue = queue_of(run, windows) if epochs == 2 else queue  # a driver that is killed in between
+        assert queue.observe(number) is (epochs < 3)
+    after = queue.close(number, *queue.early_end(number))
+    assert (after.state, after.reason, set(after.files)) == ("stopped", reason, set(before.files))
+    assert [result.number for result in run.ranked()] == [number]
+    (run.local / JOURNAL_FILE).unlink()
+    told = trials_of(run) if open_study(run, Said()) else []
+    assert told[0][6] == {STOPPED_AT: {"epochs": 3, "reason": reason}}, "a rebuilt study knows it too"
+
+
+def test_a_trial_whose_history_is_lost_is_trained_and_not_pruned_without_epochs(run, windows):
+    pruned = next(r.number for r in run.results() if r.state == "pruned")
+    for name in ("result.json", "history.json"):
+        run.folder.remove(f"trials/{pruned:04d}/{name}")
+    queue = queue_of(run, windows)
+    assert run.result(pruned) is None and queue.observe(pruned)
+    assert pruned in (queue.next(), queue.next())
 
 
 def test_a_lost_list_of_reruns_is_written_again(run, windows):
