@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypipe.core.levels import Level, even_people, level_of
+from raypipe.core.levels import Level, ScoredRows, even_people, level_of, people_rows, rows_at_level
 from raypipe.core.metrics import Floats, get_metric
-from raypipe.ensembles.decisions import choose_weights, even_weights
+from raypipe.ensembles.decisions import choose_weights, decide, even_weights
 from raypipe.ensembles.oof import MemberPredictions, subject_splits
 from raypipe.ensembles.trial_pool import OUTER_GROUPS
 from raypipe.models.combine import calibrate
@@ -130,3 +130,25 @@ def calibrate_across(like: MemberPredictions, p_NK: Array) -> tuple[Floats, Floa
             fitted = fit_rows(like.select_windows(fit_N), p_NK[fit_N])
             out_NK[test_N], weights_NK[test_N] = fitted(p_NK[test_N]), fitted.decision_weights
     return out_NK, weights_NK
+
+
+def scored_rows(like: MemberPredictions, nested: Array, level: Level | None = None) -> ScoredRows:
+    """Return nested predictions (N, outputs) as the score table scores them: calibrated, of people, classes decided.
+
+    Parameters
+    ----------
+    like
+        Predictions of any members for the same windows.
+    nested
+        Predictions by combinations that were fitted on other subjects.
+    level
+        None for that of `like`.
+    """
+    level, reads, weights_NK = level or like.level, get_metric(like.metric).reads, None
+    if like.kind == "classification" and reads != "order":
+        nested, weights_NK = calibrate_across(like, nested)
+    rows = rows_at_level(level, like.targets, like.subjects, like.folds, nested)
+    if reads != "classes" or weights_NK is None:
+        return rows
+    first = people_rows(like.subjects, like.folds)[0] if level == "person" else slice(None)
+    return rows._replace(predictions=decide(rows.predictions, weights_NK[first]))

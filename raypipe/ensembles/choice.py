@@ -36,6 +36,8 @@ class FittedMethods:
     chosen: str
     chosen_by_score: bool
     """The method was chosen by nested scores, not by the user."""
+    among: list[str]
+    """Usable methods that it was chosen among; empty if the user chose it."""
     rules: dict[str, Rule]
     nested: NestedResult
     soups: dict[str, SoupResult]
@@ -83,7 +85,8 @@ def fit_methods(candidates: Candidates, method: str, progress: Progress | None) 
         scored = {name: nested.predictions[name] for name in among if name in usable}
         chosen = simplest_within_error(scored, candidates.predictions)
     soups, compatible, excluded = make_soups(candidates, method, progress)
-    return FittedMethods(chosen, by_score, rules, nested, soups, compatible, nested.excluded | excluded)
+    among = [name for name in among if name in usable]
+    return FittedMethods(chosen, by_score, among, rules, nested, soups, compatible, nested.excluded | excluded)
 
 
 def _fit_rule(candidates: Candidates, name: str) -> Rule:

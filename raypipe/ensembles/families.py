@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from raypipe.core.metrics import get_metric
-from raypipe.ensembles.calibration import calibrate_across
+from raypipe.ensembles.calibration import scored_rows
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.choice import FittedMethods, ShippedMembers
-from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.family_record import Family
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import error_correlations, run_nested_cv
@@ -91,19 +90,10 @@ class _Comparison:
         )
 
     def _nested(self, pool: TrialPool, method: str) -> Floats:
-        """Return the nested predictions (rows, outputs) of a method, or of equal weights where it cannot be used.
-
-        They are calibrated, and classes are decided, as those of the score table are.
-        """
+        """Return the nested predictions (rows, outputs) of a method, or of equal weights where it cannot be used."""
         predictions = run_nested_cv(pool, [method, EQUAL], max_members=self.max_members).predictions
         found = predictions.get(method, predictions[EQUAL])
-        reads, weights_NK = get_metric(self.metric).reads, None
-        if pool.windows_like.kind == "classification" and reads != "order":
-            found, weights_NK = calibrate_across(pool.windows_like, found)
-        rows = self.windows.mean_per_subject(found) if self.by_person else found
-        if reads != "classes" or weights_NK is None:
-            return rows
-        return decide(rows, weights_NK[self.windows.first_windows] if self.by_person else weights_NK)
+        return scored_rows(pool.windows_like, found, "person" if self.by_person else "window").predictions
 
     def _score(self, predictions: Floats) -> float | None:
         return _finite(self.rows.score(self.metric, predictions))

@@ -12,11 +12,11 @@ import torch
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.levels import mean_per_row
-from raypipe.core.metrics import constant_prediction
+from raypipe.core.metrics import constant_prediction, get_metric, score
 from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.baselines import Baseline, baseline_rows, best_baseline
-from raypipe.ensembles.calibration import calibrate_across
+from raypipe.ensembles.calibration import calibrate_across, scored_rows
 from raypipe.ensembles.candidates import Candidates, read_candidates
 from raypipe.ensembles.choice import ALL, FittedMethods, ShippedMembers, fit_methods, shipped_members
 from raypipe.ensembles.distillation import choose_student, distill
@@ -162,12 +162,21 @@ def _outcome(
         candidates=len(candidates.members),
         alone=shipped.alone,
         to_best=difference_to_best(candidates, rows, fits.chosen, by_subject=is_by_subject(table)),
-        nested_scores=fits.nested.scores if fits.chosen_by_score else None,
+        nested_scores=_scores_of_choice(candidates, fits) if fits.chosen_by_score else None,
         distilled=distilled,
         baseline=best_baseline(baselines, table, candidates.run.info.metric),
         evaluations=evaluations,
         notes=[] if distilled else fits.notes(candidates),
     )
+
+
+def _scores_of_choice(candidates: Candidates, fits: FittedMethods) -> dict[str, float]:
+    """Return the nested score of each method that was chosen among, of predictions as the score table has them."""
+    like, metric = candidates.predictions, candidates.run.info.metric
+    if candidates.run.info.kind == "regression" or get_metric(metric).reads == "order":
+        return {name: fits.nested.scores[name] for name in fits.among}
+    found = {name: scored_rows(like, fits.nested.predictions[name]) for name in fits.among}
+    return {name: score(metric, rows.targets, rows.predictions) for name, rows in found.items()}
 
 
 def _reliability(candidates: Candidates, row: RowPredictions) -> Reliability | None:

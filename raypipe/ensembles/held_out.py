@@ -140,7 +140,8 @@ def calibrate_rows(
     """Calibrate the class probabilities of each row, and choose the weights that decide.
 
     Out-of-fold and held-out predictions by a calibration that was fitted on the row's out-of-fold predictions, nested
-    ones across subjects. A distilled network was trained on calibrated probabilities; it has the ensemble's weights.
+    ones across subjects. For a metric that reads the order only, out-of-fold and nested ones stay as they are. A
+    distilled network was trained on calibrated probabilities; it has the ensemble's weights.
 
     Parameters
     ----------
@@ -168,9 +169,14 @@ def calibrate_rows(
 
 
 def _calibrated(like: MemberPredictions, row: RowPredictions, calibration: Calibration) -> RowPredictions:
-    """Return a row after calibration. A metric that reads the order only has nested probabilities of one scale."""
-    nested, weights = row.nested, None
-    if nested is not None and get_metric(like.metric).reads != "order":
-        nested, weights = calibrate_across(like, nested)
-    oof = None if row.oof is None else calibration(row.oof)
+    """Return a row after calibration.
+
+    Groups' calibrations would shift nested probabilities against each other, so a metric that reads the order only has
+    those of one scale. Its out-of-fold ones are the same then: means of people would differ by calibration alone.
+    """
+    oof, nested, weights = row.oof, row.nested, None
+    if get_metric(like.metric).reads != "order":
+        oof = None if oof is None else calibration(oof)
+        if nested is not None:
+            nested, weights = calibrate_across(like, nested)
     return RowPredictions(calibration(row.held_out), oof, nested, np.array(calibration.decision_weights), weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from raypipe.core.metrics import get_metric
 from raypipe.core.own_metrics import shown_metric
 
 _METRICS = {
@@ -77,6 +78,18 @@ def target_unit(target: str) -> str:
     if kind in ("challenge1", "latency"):
         return "seconds"
     return "years" if kind == "participants" and rest.partition(":")[0] == "age" else "target units"
+
+
+def calibration_note(metric: str, kind: str) -> list[str]:
+    """Return a note on which scores of class probabilities are after their calibration; none for a regression."""
+    if kind != "classification":
+        return []
+    if get_metric(metric).reads == "order":
+        return [
+            "Held-out scores are of calibrated probabilities, nested and naive ones of those before calibration. "
+            "It is another one for each group of people, and would shift these against each other."
+        ]
+    return ["All scores are of calibrated probabilities; nested ones were calibrated by those of other subjects."]
 
 
 def class_frequency_note(metric: str, constant: float) -> list[str]:

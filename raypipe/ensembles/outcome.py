@@ -31,7 +31,7 @@ class Outcome:
     to_best: Interval | None = None
     """Held-out interval of ensemble minus best single trial; None where they are the same."""
     nested_scores: Mapping[str, float] | None = None
-    """By method, if the method was chosen by them; None if the user chose it."""
+    """By method that was chosen among, of calibrated predictions; None if the user chose it."""
     distilled: bool = False
     baseline: str | None = None
     """Row of the best classical baseline (`baselines.best_baseline`); None where there is none."""

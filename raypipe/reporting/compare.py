@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.metrics import get_metric
 from raypipe.core.parameters import flatten
 from raypipe.data.named_stores import window_keys
 from raypipe.data.window_cache import open_windows
@@ -150,14 +152,21 @@ def _predictions(run: RunStore, windows: WindowStore) -> dict[str, Predictions]:
             members = read_oof_predictions(run, ensemble.members, windows.subjects, windows.targets)
             rule = ensemble.rule
             oof = members.combine(rule) if rule else weighted_mean(members.predictions, ensemble.weights)
-            found[ENSEMBLE_OOF] = Predictions(keys[members.windows], side, oof, level=run.info.level)
+            if ensemble.calibration is not None and get_metric(run.info.metric).reads != "order":
+                oof = ensemble.calibration(oof)  # as the score table has it
+            weights_NK = _weights_of(ensemble, len(oof))
+            found[ENSEMBLE_OOF] = Predictions(keys[members.windows], side, oof, weights_NK, run.info.level)
         held = ensemble.held_out
-        weights = ensemble.decision_weights
-        weights_NK = None if weights is None else np.tile(weights, (len(held.windows), 1))
+        weights_NK = _weights_of(ensemble, len(held.windows))
         found[ENSEMBLE_HELD_OUT] = Predictions(
             keys[held.windows], held.evaluation_set, held.predictions, weights_NK, run.info.level
         )
     return found
+
+
+def _weights_of(ensemble: Ensemble, n: int) -> NDArray[np.float64] | None:
+    """Return the weights of classes for n windows (n, K); None for a regression."""
+    return None if ensemble.decision_weights is None else np.tile(ensemble.decision_weights, (n, 1))
 
 
 def _differences(metric: str, first: dict[str, Predictions], other: dict[str, Predictions]) -> list[PairedDifference]:

@@ -10,7 +10,7 @@ from raypipe.core.metrics import get_metric
 from raypipe.ensembles.candidates import best_trials
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.labels import class_frequency_note, metric_label, resampled
+from raypipe.ensembles.labels import calibration_note, class_frequency_note, metric_label, resampled
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, WINDOW
 from raypipe.ensembles.verdict import held_out_evidence
 from raypipe.reporting.page import Table, format_interval, format_score, render_template, use_minus_signs
@@ -49,7 +49,11 @@ def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
         resampled=resampled(*map(int, ensemble.table[["subjects", "units"]].iloc[0])),
         scored=run.scored,
         baselines=bool(ensemble.baselines),
-        notes=[*ensemble.notes, *class_frequency_note(run.info.metric, last_oof)],
+        notes=[
+            *ensemble.notes,
+            *calibration_note(run.info.metric, run.info.kind),
+            *class_frequency_note(run.info.metric, last_oof),
+        ],
     )
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,9 @@ from raypipe.ensembles.calibration import (
     fit_rows,
 )
 from raypipe.ensembles.decisions import decide
+from raypipe.ensembles.fit import _scores_of_choice
 from raypipe.ensembles.held_out import calibrate_rows
+from raypipe.ensembles.nested_cv import NestedResult
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.scores import EvaluationSet, RowPredictions, Scoring, score_table
 from raypipe.models.combine import calibrate
@@ -124,7 +128,8 @@ def test_the_nested_auc_is_of_one_scale_and_a_regression_has_no_calibration():
     p, y, subjects, _ = overconfident(n_subjects=12)
     row = RowPredictions(p, p, p)
     rows, _ = calibrate_rows(members(p, y, subjects, "auc"), {"ensemble": row})
-    assert rows["ensemble"].nested is p and not np.allclose(rows["ensemble"].oof, p)
+    assert rows["ensemble"].nested is p and rows["ensemble"].oof is p
+    assert not np.allclose(rows["ensemble"].held_out, p)
     values = MemberPredictions(
         ["a"], y[None, :, None], y, subjects, np.zeros(len(y)), np.arange(len(y)), "nrmse", "regression"
     )
@@ -151,3 +156,28 @@ def test_people_who_happen_to_have_one_class_each_are_windows_where_the_run_scor
     assert fit_rows(like, given[0]) == fit_calibration("log-loss", *given, level="window")
     assert fit_rows(replace(like, level="person"), given[0]) == fit_calibration("log-loss", *given)
     assert fit_rows(like, given[0]) != fit_calibration("log-loss", *given)
+
+
+def table_of_one_trial(metric: str) -> tuple[pd.DataFrame, MemberPredictions]:
+    """Return the score table of one trial, where nothing is chosen, and its predictions: a class for each person."""
+    p, _, subjects, _ = overconfident(n_subjects=30)
+    y = np.repeat(np.arange(30) % 2, 20)
+    like = replace(members(p, y, subjects, metric), level="person", folds=np.repeat(np.arange(30) % 5, 20))
+    row = RowPredictions(p, p, p)
+    rows, _ = calibrate_rows(like, {"ensemble": row, "best single trial": row})
+    search = EvaluationSet(y, subjects, like.folds, cross_validated=True)
+    return score_table(Scoring(metric, "classification", 2), rows, search, search), like
+
+
+def test_where_nothing_is_chosen_an_auc_of_people_has_no_optimism():
+    table, _ = table_of_one_trial("auc")
+    assert table.loc["ensemble", "optimism"] == 0.0
+
+
+@pytest.mark.parametrize("metric", ["auc", "log-loss", "balanced-accuracy"])
+def test_the_verdict_quotes_nested_scores_of_the_table(metric):
+    table, like = table_of_one_trial(metric)
+    nested = NestedResult({"best": like.predictions[0]}, {"best": like.score(like.predictions[0])}, {})
+    candidates = SimpleNamespace(predictions=like, run=SimpleNamespace(info=like))
+    found = _scores_of_choice(candidates, SimpleNamespace(nested=nested, among=["best"]))
+    assert found["best"] == pytest.approx(table.loc["best single trial", "nested"])

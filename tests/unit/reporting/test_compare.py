@@ -168,8 +168,9 @@ def test_ensembles_are_compared_on_held_out_subjects(values, tmp_path, capsys):
 
 def test_classes_are_decided_by_each_ensembles_weights(decided, tmp_path):
     other = shutil.copytree(decided, tmp_path / "other")
-    found = compare_runs([RunStore.open(decided), RunStore.open(other)]).differences[0][2]
+    _, oof, found = compare_runs([RunStore.open(decided), RunStore.open(other)]).differences[0]
     table = Ensemble.load(RunStore.open(decided)).table
+    assert oof.predictor == ENSEMBLE_OOF and oof.scores[0] == pytest.approx(table.loc["ensemble", "oof"])
     assert found.predictor == ENSEMBLE_HELD_OUT and found.difference == 0
     assert found.scores[0] == pytest.approx(table.loc["ensemble", "held_out"])
 
