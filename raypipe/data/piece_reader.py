@@ -20,7 +20,7 @@ MAX_SAMPLE = 1e30
 """Values from here on are no samples, such as fill values; they are missing, as NaN is."""
 
 MAX_RATIO_TERM = 10_000
-"""Largest denominator of a ratio of sampling rates."""
+"""Largest denominator of a ratio of sampling rates. Where it meets a rate only nearly, see `PieceReader.shifts`."""
 
 
 class PieceReader:
@@ -64,12 +64,25 @@ class PieceReader:
             raise UnreadableRecordingError(f"{recording.path}: {error}") from None
         self.margin = max(part.margin for part in self.parts)
 
-    def read(self, span: int, start: int, stop: int) -> Floats:
+    def read(self, span: int, start: int, stop: int, shifts: tuple[int, ...] = ()) -> Floats:
         """Return the samples of a span from `start` to `stop` at the windows' rate, (C, stop - start), in microvolts.
 
         Missing samples, and those that the filters and other channels spread them to, are NaN.
+
+        Parameters
+        ----------
+        shifts
+            As `shifts` returns them for the windows of the piece; empty for none.
         """
-        return self.combine(self._read_sources(span, start, stop))
+        return self.combine(self._read_sources(span, start, stop, shifts or (0,) * len(self.parts)))
+
+    def shifts(self, span: int, start: int, length: int) -> tuple[int, ...]:
+        """Return how many samples later each of the `parts` has a window than its start at the windows' rate says.
+
+        A ratio of whole numbers below `MAX_RATIO_TERM` meets that rate only nearly where a sampling rate is odd, such
+        as 512.0328 Hz. Then samples would be later and later than their times, by 0.1 s in an hour.
+        """
+        return tuple(part.shift(span, start, length) for part in self.parts)
 
     def combine(self, x_ST: Floats) -> Floats:
         """Return the store's channels (C, T) of those that are read (S, T)."""
@@ -85,12 +98,12 @@ class PieceReader:
         firsts, lasts = zip(*(part.needed(start, stop) for part in self.parts), strict=True)
         return min(firsts), max(lasts)
 
-    def _read_sources(self, span: int, start: int, stop: int) -> Floats:
+    def _read_sources(self, span: int, start: int, stop: int, shifts: tuple[int, ...]) -> Floats:
         if len(self.parts) == 1:
-            return self.parts[0].read(span, start, stop)
+            return self.parts[0].read(span, start + shifts[0], stop + shifts[0])
         x_ST = np.empty((self._n_sources, stop - start))
-        for part in self.parts:
-            x_ST[part.rows] = part.read(span, start, stop)
+        for part, shift in zip(self.parts, shifts, strict=True):
+            x_ST[part.rows] = part.read(span, start + shift, stop + shift)
         return x_ST
 
 
@@ -106,7 +119,7 @@ class RateReader:
     filters
         Taps, in the order in which they are applied.
     up, down
-        Ratio of the windows' rate to theirs.
+        Ratio of the windows' rate to theirs, or nearly.
     """
 
     def __init__(
@@ -118,6 +131,7 @@ class RateReader:
         self.scale_C1 = np.array([[channels.volts[places[row]] * 1e6] for row in self.rows])
         ratio = Fraction(plan.sfreq / rate).limit_denominator(MAX_RATIO_TERM)
         self.up, self.down = ratio.numerator, ratio.denominator
+        self._pace = rate * self.up / self.down / plan.sfreq
         self.filters = _filters(recording, rate, plan.preprocessing)
         self._reach = sum(len(taps) // 2 for taps in self.filters)
         if self.up != self.down:
@@ -128,7 +142,7 @@ class RateReader:
 
     def read(self, span: int, start: int, stop: int) -> Floats:
         """Return samples as `PieceReader.read` does."""
-        n_times = round(self._signal.spans[span].duration * self._rate)
+        n_times = self._n_times(span)
         block, end = self._needed(start, stop)
         x_CT = self._read_samples(span, block * self.down, min(n_times, end))
         missing_CT = ~(np.abs(x_CT) < MAX_SAMPLE)
@@ -140,6 +154,14 @@ class RateReader:
         if has_missing:
             self._spread(missing_CT, out_CT, skip)
         return out_CT
+
+    def shift(self, span: int, start: int, length: int) -> int:
+        """Return by how many samples a window is shifted, as `PieceReader.shifts` does."""
+        n_resampled = -(-self._n_times(span) * self.up // self.down)
+        return max(0, min(round(start * self._pace), n_resampled - length)) - start
+
+    def _n_times(self, span: int) -> int:
+        return round(self._signal.spans[span].duration * self._rate)
 
     def needed(self, start: int, stop: int) -> tuple[float, float]:
         """Return a stretch in seconds as `PieceReader.needed` does."""

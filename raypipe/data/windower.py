@@ -193,7 +193,8 @@ def read_windows(
 ) -> Iterator[tuple[list[Window], NDArray[np.float32]]]:
     """Read windows in microvolts, preprocessed as the plan says up to the baseline.
 
-    Neighbouring pieces overlap by the length of the filters. The result is that of filtering a whole span.
+    Neighbouring pieces overlap by the length of the filters. The result is that of filtering a whole span. A window
+    begins within a sample of its onset, whatever the sampling rate.
 
     Parameters
     ----------
@@ -219,9 +220,10 @@ def read_windows(
     reader = PieceReader(opened.recording, opened.signal, opened.channels, places, plan)
     fastest = max(opened.channels.rates[place] for place in places)
     max_samples = max(plan.window_samples, int(piece_bytes / (8 * len(places)) * plan.sfreq / fastest))
-    for group in _group_neighbours(windows, plan.window_samples, max_samples, reader.margin):
-        first = group[0].start
-        x_CT = reader.read(group[0].span, first, group[-1].start + plan.window_samples)
+    for group in _group_neighbours(windows, plan.window_samples, max_samples, reader):
+        span, first = group[0].span, group[0].start
+        shifts = reader.shifts(span, first, plan.window_samples)
+        x_CT = reader.read(span, first, group[-1].start + plan.window_samples, shifts)
         yield group, cut_windows(x_CT, [window.start - first for window in group], plan)
 
 
@@ -241,14 +243,18 @@ def _views(x_CT: NDArray[Any], plan: Plan) -> NDArray[Any]:
     return np.lib.stride_tricks.sliding_window_view(x_CT, plan.window_samples, axis=1)
 
 
-def _group_neighbours(windows: list[Window], length: int, max_samples: int, margin: int) -> Iterator[list[Window]]:
+def _group_neighbours(
+    windows: list[Window], length: int, max_samples: int, reader: PieceReader
+) -> Iterator[list[Window]]:
     """Split windows into groups that are each read as one piece. A long gap between two windows is not read."""
     group: list[Window] = []
+    shifts: tuple[int, ...] = ()
     for window in windows:
+        last_shifts, shifts = shifts, reader.shifts(window.span, window.start, length)
         if group:
             gap = window.start - (group[-1].start + length)
-            is_far = window.start + length - group[0].start > max_samples or gap > 4 * length + 2 * margin
-            if is_far or window.span != group[-1].span:
+            is_far = window.start + length - group[0].start > max_samples or gap > 4 * length + 2 * reader.margin
+            if is_far or window.span != group[-1].span or shifts != last_shifts:
                 yield group
                 group = []
         group.append(window)
