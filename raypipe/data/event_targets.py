@@ -24,10 +24,10 @@ from raypipe.recordings.events import (
     selected_events,
     taken_events,
 )
-from raypipe.recordings.participants import participants_table, typed_column
+from raypipe.recordings.participants import missing_spellings, participants_table, typed_column
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
-from raypipe.recordings.tables import MISSING_NUMBER, find_column, parse_number
+from raypipe.recordings.tables import MISSING_NUMBER, find_column, is_missing, parse_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +117,8 @@ class EventsColumn(EventTarget):
 
     def _read(self, recordings: Sequence[Recording], name: str) -> Labels:
         first: dict[str, str] = {}
-        count, taken, first_file = 0, 0, None
+        counts: Counter[str] = Counter()
+        taken, first_file = 0, None
         refused: list[tuple[Path, UnreadableRecordingError]] = []
         for recording in recordings:
             path = recording.sidecar("events.tsv")
@@ -129,18 +130,18 @@ class EventsColumn(EventTarget):
                 continue  # reported when this recording itself is read
             first_file = first_file or path
             taken += len(events)
-            known = [(row, cell) for row, cell in cells.items() if cell.lower() not in MISSING_NUMBER]
-            count += len(known)
+            known = [(row, cell) for row, cell in cells.items() if not is_missing(cell)]
             for row, cell in known:
+                counts[cell] += 1
                 first.setdefault(cell, f"{recording.key}, row {int(str(row)) + 1}")
         if first_file is None:
             raise _no_column(self, name, refused, recordings[0].root)
         if self.query and not taken:
             raise UserError(_takes_no_event(self, self.query))
         where = f"{first_file}: column '{name}'"
-        column = typed_column(
-            {place: cell for cell, place in first.items()}, where, as_text=self.kind == "classification"
-        )
+        as_text = self.kind == "classification"
+        column = typed_column({place: cell for cell, place in first.items()}, where, as_text=as_text)
+        count = sum(counts[cell] for cell, place in first.items() if place in column.values)
         labels = column_labels(column.values, where, self.kind, is_numeric=column.is_numeric, each="event", count=count)
         return Labels(labels.kind, labels.classes, notes=labels.notes)
 
@@ -167,14 +168,21 @@ class EventsColumn(EventTarget):
     ) -> list[Segment]:
         """Return the windows of events with a value in each column; count the others."""
         segments = []
+        spellings = [self._missing(events[name], labels) for name in names]
         for onset, *cells in events[["onset", *names]].itertuples(index=False, name=None):
-            missing = [name for name, cell in zip(names, cells, strict=True) if cell.lower() in MISSING_NUMBER]
+            missing = [name for name, cell, odd in zip(names, cells, spellings, strict=True) if cell.lower() in odd]
             if missing:
                 left_out[NO_VALUE.format("' and '".join(missing))] += 1
                 continue
             values = tuple(_target(cell, labels) for cell in cells)
             segments.append(Segment(onset + timing.tmin, values if len(values) > 1 else values[0]))
         return segments
+
+    def _missing(self, cells: pd.Series[str], labels: Labels | None) -> frozenset[str]:
+        """Return the spellings of a missing value; without labels, the file's own cells say whether they are text."""
+        if labels is None:
+            return missing_spellings(cells, as_text=self.kind == "classification")
+        return MISSING_NUMBER - {name.lower() for name in labels.classes}
 
 
 def _target(cell: str, labels: Labels | None) -> float:

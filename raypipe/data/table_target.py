@@ -16,11 +16,10 @@ from raypipe.data.event_targets import EventTarget
 from raypipe.data.several_columns import named_columns, read_each_column, split_columns
 from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming, segments_of_subject
 from raypipe.recordings.events import selected_events
-from raypipe.recordings.participants import match_labels, typed_column
+from raypipe.recordings.participants import match_labels, missing_spellings, typed_column
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.recordings.tables import (
-    MISSING_NUMBER,
     find_column,
     is_missing,
     list_columns,
@@ -81,9 +80,11 @@ class LabelTable(Target):
         matched = _join(self, rows, recordings)
         is_person = self.joined_on == ("participant_id",)
         owner: Callable[[Recording], str] = (lambda r: r.subject) if is_person else (lambda r: r.key)
-        cells = {owner(recording): _one_of(self, found) for recording, found in matched}
+        joined = [row for _, found in matched for row in found]
+        missing = _missing(self, joined)
+        cells = {owner(recording): _one_of(self, found, missing) for recording, found in matched}
         labels = _labels(self, {name: row.cell for name, row in cells.items()}, "subject" if is_person else "recording")
-        note = _note(self, rows, [row for _, found in matched for row in found])
+        note = _note(self, rows, joined, missing)
         targets = labels.by_subject
         labels = replace(labels, notes=(note, *labels.notes))
         return labels if is_person else replace(labels, by_subject=None, by_recording=targets)
@@ -116,12 +117,10 @@ class EventTable(EventTarget):
 
     def _read(self, recordings: Sequence[Recording]) -> Labels:
         rows = _read_rows(self)
-        found: dict[str, dict[float, Row]] = {}
-        matched: list[Row] = []
-        for recording, of_recording in _join(self, rows, recordings):
-            pairs = _events_of(recording, of_recording)
-            matched += [row for _, row in pairs]
-            found[recording.key] = _row_of_each(self, recording, pairs)
+        matched = [(recording, _events_of(recording, own)) for recording, own in _join(self, rows, recordings)]
+        joined = [row for _, pairs in matched for _, row in pairs]
+        missing = _missing(self, joined)
+        found = {recording.key: _row_of_each(self, recording, pairs, missing) for recording, pairs in matched}
         used = {row.line: row for by_onset in found.values() for row in by_onset.values()}
         labels = _labels(self, {f"line {line}": row.cell for line, row in used.items()}, "row that matches")
         targets = labels.by_subject or {}
@@ -129,7 +128,7 @@ class EventTable(EventTarget):
             key: {onset: targets[f"line {row.line}"] for onset, row in of.items() if f"line {row.line}" in targets}
             for key, of in found.items()
         }
-        note = _note(self, rows, matched)
+        note = _note(self, rows, joined, missing)
         return Labels(labels.kind, labels.classes, by_onset=by_onset, notes=(note, *labels.notes))
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
@@ -266,7 +265,12 @@ def _entities(recording: Recording) -> dict[str, str | None]:
     }
 
 
-def _one_of(target: LabelTable, rows: Sequence[Row]) -> Row:
+def _missing(target: LabelTable | EventTable, rows: Sequence[Row]) -> frozenset[str]:
+    """Return the spellings of a missing value in the joined rows: ``none`` may be a class of text."""
+    return missing_spellings([row.cell for row in rows], as_text=target.kind == "classification")
+
+
+def _one_of(target: LabelTable, rows: Sequence[Row], missing: frozenset[str]) -> Row:
     """Return one of the rows of a subject or recording that have a value, or of all if none has.
 
     Raises
@@ -274,7 +278,7 @@ def _one_of(target: LabelTable, rows: Sequence[Row]) -> Row:
     UserError
         Their values differ.
     """
-    known = [row for row in rows if row.cell.lower() not in MISSING_NUMBER]
+    known = [row for row in rows if row.cell.lower() not in missing]
     for row in known[1:]:
         if not _agree(row, known[0]):
             lacking = ", ".join(key for key in KEYS if key not in target.joined_on)
@@ -306,7 +310,9 @@ def _events_of(recording: Recording, rows: Sequence[Row]) -> list[tuple[float, R
     return [(onset, row) for onset, row in nearest if abs(onset - row.onset) <= MAX_DISTANCE * (1 + _ROUNDING)]
 
 
-def _row_of_each(target: EventTable, recording: Recording, pairs: Sequence[tuple[float, Row]]) -> dict[float, Row]:
+def _row_of_each(
+    target: EventTable, recording: Recording, pairs: Sequence[tuple[float, Row]], missing: frozenset[str]
+) -> dict[float, Row]:
     """Return the row of each event by its onset, one with a value where there is one.
 
     Raises
@@ -317,9 +323,9 @@ def _row_of_each(target: EventTable, recording: Recording, pairs: Sequence[tuple
     found: dict[float, Row] = {}
     for onset, row in pairs:
         other = found.get(onset)
-        if other is None or other.cell.lower() in MISSING_NUMBER:
+        if other is None or other.cell.lower() in missing:
             found[onset] = row
-        elif row.cell.lower() not in MISSING_NUMBER and not _agree(row, other):
+        elif row.cell.lower() not in missing and not _agree(row, other):
             raise UserError(
                 f"{target.file}: lines {other.line} and {row.line} give one event ({recording.key}, {onset:g} s) two "
                 f"values of '{target.column}', '{other.cell}' and '{row.cell}'; keep one"
@@ -337,11 +343,11 @@ def _labels(target: LabelTable | EventTable, cells: Mapping[str, str], each: str
     return column_labels(column.values, where, target.kind, is_numeric=column.is_numeric, each=each)
 
 
-def _note(target: LabelTable | EventTable, rows: Sequence[Row], used: Sequence[Row]) -> str:
+def _note(target: LabelTable | EventTable, rows: Sequence[Row], used: Sequence[Row], missing: frozenset[str]) -> str:
     """Return a sentence on the rows that were joined, and the others."""
     lines = {row.line for row in used}
     others = [row.line for row in rows if row.line not in lines]
-    missing = sum(row.cell.lower() in MISSING_NUMBER for row in rows if row.line in lines)
+    n_missing = sum(row.cell.lower() in missing for row in rows if row.line in lines)
     text = f"{target.file}, joined on {', '.join(target.joined_on)}: {len(lines)} of {len(rows)} rows match"
     text += f", not line{'s' * (len(others) > 1)} {list_some(map(str, others))}" if others else ""
-    return f"{text}; {missing} of them {'is' if missing == 1 else 'are'} n/a." if missing else f"{text}."
+    return f"{text}; {n_missing} of them {'is' if n_missing == 1 else 'are'} n/a." if n_missing else f"{text}."

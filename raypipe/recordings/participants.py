@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -163,14 +163,11 @@ def typed_column(cells: Mapping[str, str], where: str, *, as_text: bool = False)
         Most cells are numbers, but not all (names the others); or a number is infinite, too large for 32 bits, or lost
         in them.
     """
-    numbers = {subject: number for subject, cell in cells.items() if (number := parse_number(cell)) is not None}
-    others = {s: cell for s, cell in cells.items() if s not in numbers and cell.lower() not in MISSING_NUMBER}
-    with_commas = [cell for cell in others.values() if is_number_with_commas(cell)]
-    nearly = sum(is_number_with_commas(cell) or is_number_with_more(cell) for cell in others.values())
-    is_numeric = len(numbers) + 2 * nearly >= len(others) > 0 or bool(numbers and not others)
-    if is_numeric and not (others and as_text):
+    if not _is_text(cells.values(), as_text):
+        numbers = {subject: number for subject, cell in cells.items() if (number := parse_number(cell)) is not None}
+        others = {s: cell for s, cell in cells.items() if s not in numbers and cell.lower() not in MISSING_NUMBER}
         if others:
-            raise UserError(_odd_cells(where, len(numbers), others, with_commas))
+            raise UserError(_odd_cells(where, len(numbers), others))
         _check_float32(numbers, where)
         return Column(numbers, True)
     known = {subject: cell for subject, cell in cells.items() if cell.lower() not in MISSING}
@@ -178,11 +175,28 @@ def typed_column(cells: Mapping[str, str], where: str, *, as_text: bool = False)
     return Column(known, False)
 
 
-def _odd_cells(where: str, n_numbers: int, others: Mapping[str, str], with_commas: list[str]) -> str:
+def missing_spellings(cells: Iterable[str], *, as_text: bool = False) -> frozenset[str]:
+    """Return the spellings, in lower case, of a missing value in a column, which `typed_column` reads.
+
+    In a column of text ``none`` may be a class.
+    """
+    return MISSING if _is_text(list(cells), as_text) else MISSING_NUMBER
+
+
+def _is_text(cells: Collection[str], as_text: bool) -> bool:
+    """Return whether the cells of a column are text: most are no numbers, or some are not and text is accepted."""
+    n_numbers = sum(parse_number(cell) is not None for cell in cells)
+    others = [cell for cell in cells if parse_number(cell) is None and cell.lower() not in MISSING_NUMBER]
+    nearly = sum(is_number_with_commas(cell) or is_number_with_more(cell) for cell in others)
+    is_numeric = n_numbers + 2 * nearly >= len(others) > 0 or bool(n_numbers and not others)
+    return not is_numeric or bool(others and as_text)
+
+
+def _odd_cells(where: str, n_numbers: int, others: Mapping[str, str]) -> str:
     shown = ", ".join(f"'{cell}' ({subject})" for subject, cell in list(others.items())[:MAX_CELLS])
     more = f" and {len(others) - MAX_CELLS} more" if len(others) > MAX_CELLS else ""
     right = "n/a for a value that is not known"
-    if with_commas:
+    if any(map(is_number_with_commas, others.values())):
         right = "numbers without commas and with a decimal point, " + right
     numbers = f"{n_numbers} number{'s' * (n_numbers != 1)} and " if n_numbers else ""
     return f"{where} holds {numbers}cells that are no numbers: {shown}{more}; write {right}"

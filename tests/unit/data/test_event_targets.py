@@ -55,6 +55,32 @@ def test_a_column_of_numbers_is_a_regression_of_the_events_that_have_one(bids):
     assert segments(bids, target, labels) == ([(1.0, 0.31), (5.0, 0.52)], left_out)
 
 
+@pytest.mark.parametrize("name", ["none", "Missing"])
+def test_none_and_missing_may_be_classes_of_a_column_of_text(bids, name):
+    for file in bids.rglob("*_events.tsv"):
+        file.write_text(file.read_text().replace("low", name))
+    target = asked("events-column:rating")
+    labels = target.read_labels(find_recordings(bids))
+    assert set(labels.classes) == {"high", name}
+    first, second = (labels.classes.index(value) for value in (name, "high"))
+    left_out = {"events whose 'rating' is n/a": 1, "events without an onset": 1}
+    assert segments(bids, target, labels) == ([(1.0, first), (3.0, second), (5.0, second)], left_out)
+    found, counted = segments(bids, target)
+    assert [onset for onset, _ in found] == [1.0, 3.0, 5.0] and counted == left_out
+
+
+def test_none_is_missing_in_a_column_of_numbers(bids):
+    for file in bids.rglob("*_events.tsv"):
+        file.write_text(file.read_text().replace("0.52", "none"))
+    target = asked("events-column:response_time")
+    labels = target.read_labels(find_recordings(bids))
+    assert labels.kind == "regression"
+    for given in (labels, None):
+        found, left_out = segments(bids, target, given)
+        assert [onset for onset, _ in found] == [1.0]
+        assert left_out["events whose 'response_time' is n/a"] == 3
+
+
 def test_a_column_of_text_is_classes(bids):
     target = asked("events-column:rating", select="trial_type in ['target', 'standard']")
     labels = target.read_labels(find_recordings(bids))

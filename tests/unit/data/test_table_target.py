@@ -228,3 +228,33 @@ def test_every_row_is_used_or_named(tmp_path_factory, rows):
     labels = target.read_labels(find_recordings(root))
     assert labels.by_recording == {f"sub-{person}_ses-{ses}": value for (person, ses), value in expected.items()}
     assert f"{len(expected)} of {len(unique)} rows match" in labels.notes[0]
+
+
+def test_none_may_be_a_class_of_people_with_several_rows(bids, tmp_path):
+    rows = ["01,1,none", "01,2,ssri", "02,1,none", "03,1,ssri", "04,1,none"]
+    path = table(tmp_path, "participant_id,visit,score\n" + "\n".join(rows) + "\n")
+    with pytest.raises(UserError, match="lines 2 and 3 give one subject two values of 'score', 'none' and 'ssri'"):
+        labels_of(bids, path)
+    path.write_text("participant_id,visit,score\n" + "\n".join(rows[1:]) + "\n01,3,n/a\n")
+    _, labels = labels_of(bids, path)
+    assert (labels.classes, labels.by_subject) == (("none", "ssri"), {"01": 1.0, "02": 0.0, "03": 1.0, "04": 0.0})
+    assert labels.notes[0].endswith("5 of 5 rows match; 1 of them is n/a.")
+
+
+def test_none_may_be_a_class_of_events(bids, tmp_path):
+    own = [f"{t},{'none' if t < 2 else 'left'}" for t in (1, 4)]
+    rows = [f"0{n},{session},{cells}" for n in range(1, 5) for session in "ab" for cells in own]
+    path = table(tmp_path, "participant_id,session,onset,score\n" + "\n".join(rows) + "\n")
+    _, labels = labels_of(bids, path)
+    assert labels.classes == ("left", "none")
+    assert set(map(tuple, (of.items() for of in labels.by_onset.values()))) == {((1.0, 1.0), (4.0, 0.0))}
+    path.write_text(path.read_text() + "01,a,1,left\n")
+    with pytest.raises(UserError, match=r"give one event .* two values of 'score', 'none' and 'left'"):
+        labels_of(bids, path)
+
+
+def test_none_is_missing_among_numbers(bids, tmp_path):
+    path = table(tmp_path, "participant_id,visit,score\n01,1,none\n01,2,7.5\n02,1,8\n03,1,9\n")
+    _, labels = labels_of(bids, path)
+    assert labels.by_subject == {"01": 7.5, "02": 8.0, "03": 9.0}
+    assert labels.notes[0].endswith("1 of them is n/a.")
