@@ -3,8 +3,8 @@
 They are models that a search can draw too (`models/linear.py`, `models/covariance.py`), with fixed parameters: ridge
 regression, or logistic regression for classes, on log band power, on the log-covariances of spatial components in five
 bands, and on the components' time courses. In each of the run's folds, and for the held-out people, everything is
-fitted on the training side. Where the store has ages, the same regression is fitted on age alone, which scorers do not
-give.
+fitted on the training side. Where the store has ages, and they are not the target, the same regression is fitted on age
+alone, which scorers do not give.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from raypipe.core.metrics import get_metric
 from raypipe.core.outputs import spread_of
 from raypipe.core.record import FrozenModel
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.labels import describe_target
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.scores import RowPredictions
 from raypipe.storage.records import digest
@@ -132,7 +133,7 @@ def _key(run: RunStore, windows: WindowStore, like: MemberPredictions) -> str:
 def _predict_rows(data: BaselineData, like: MemberPredictions) -> dict[Baseline, RowPredictions]:
     windows, model = data.windows, "ridge" if data.run.info.kind == "regression" else "logistic regression"
     found: dict[Baseline, RowPredictions] = {}
-    ages = _ages(windows)
+    ages = None if "age" in describe_target(data.run.info.target).split(" and ") else _ages(windows)
     if ages is not None and np.isfinite(ages[data.search]).any():
         found[Baseline(name=f"{model} on age alone", usable=False)] = _row(data, like, _age_alone(data, ages))
     for name, config in PREDICTORS.items():

@@ -26,6 +26,15 @@ def metric_label(metric: str) -> str:
     return _METRICS.get(metric, shown_metric(metric))
 
 
+_SPOKEN_WITH_A_VOWEL = {"NRMSE", "RMSE", "MAE", "R²", "F1"}
+"""Names whose first letter is spoken by itself."""
+
+
+def with_article(name: str) -> str:
+    """Return the name of a metric after ``a`` or ``an``."""
+    return f"{'an' if name in _SPOKEN_WITH_A_VOWEL or name[0].lower() in 'aeio' else 'a'} {name}"
+
+
 def resampled(subjects: int, units: int) -> str:
     """Return what intervals resample: subjects, or the groups that they share."""
     return "subjects" if units == subjects else f"{units} groups of subjects"

@@ -20,9 +20,9 @@ from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble, read_ensemble_record
-from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled
+from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled, with_article
 from raypipe.ensembles.outcome import side_of
-from raypipe.ensembles.scores import EvaluationSet, difference_interval, score_interval
+from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, EvaluationSet, difference_interval, score_interval
 from raypipe.ensembles.unfinished import require_ended
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.run_store import RunStore
@@ -64,7 +64,10 @@ class OuterScores:
     decision_weights: NDArray[np.float64] | None
     """(parts, K): the weights of classes that each part's ensemble decides by; None of values."""
     by_part: pd.DataFrame
-    """One row per part: ``subjects``, ``method``, ``nested``, ``score`` and ``constant``, held out."""
+    """One row per part: ``subjects``, ``method``, ``nested``, ``score`` and ``constant``, held out.
+
+    ``score`` is that of the distilled network where one is shipped, ``nested`` that of the ensemble it learned from.
+    """
     parameters: pd.DataFrame
     """Parameters that the best trial of each part has drawn: a row per parameter, a column per part."""
 
@@ -225,9 +228,9 @@ def _table_of_parts(ensembles: list[Ensemble]) -> pd.DataFrame:
     rows = [
         {
             "subjects": int(one.table["subjects"].iloc[0]),
-            "method": one.method,
-            "nested": float(one.table["nested"].iloc[0]),
-            "score": float(one.table["held_out"].iloc[0]),
+            "method": f"{one.method}, distilled" if one.distilled else one.method,
+            "nested": float(one.table["nested"][ENSEMBLE]),
+            "score": float(one.table["held_out"][DISTILLED if one.distilled else ENSEMBLE]),
             "constant": float(one.table["held_out"].iloc[-1]),
         }
         for one in ensembles
@@ -236,9 +239,7 @@ def _table_of_parts(ensembles: list[Ensemble]) -> pd.DataFrame:
 
 
 def _parameters(ensembles: list[Ensemble]) -> pd.DataFrame:
-    drawn = {
-        number: one.run.record(one.members[0].trial).params for number, one in enumerate(ensembles, start=1)
-    }  # members are ordered by their scores
+    drawn = {number: one.run.record(one.run.ranked()[0].number).params for number, one in enumerate(ensembles, start=1)}
     return pd.DataFrame(drawn).sort_index()
 
 
@@ -248,7 +249,7 @@ def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
     inner, difference = scores.interval, scores.difference
     reached = (
         f"Over all {n} subjects, each predicted by a search that has not seen them, the ensembles reach "
-        f"{'an' if label[0] in 'AN' else 'a'} {label} of {scores.score:.3f}"
+        f"{with_article(label)} of {scores.score:.3f}"
     )
     baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:.3f})"
     rows, classes = scores.rows, outer.info.kind == "classification"

@@ -11,7 +11,7 @@ import pandas as pd
 from raypipe.core.bootstrap import MAX_CHANCE, MIN_SUBJECTS
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.comparisons import compare_with_baseline, gap_note
-from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled
+from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled, with_article
 from raypipe.ensembles.outcome import Outcome, side_of
 from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE, is_by_subject
 from raypipe.ensembles.soup import SWA
@@ -70,8 +70,7 @@ def _held_out_sentence(outcome: Outcome) -> str:
     if np.isnan(scores.value):
         why = "all targets are the same, or a class is missing"
         return f"{subjects} {why}, so the score is undefined and shows nothing about {target}."
-    article = "an" if label[0] in "AN" else "a"
-    reached = f"{subjects} {outcome.alone or 'the ensemble'} reaches {article} {label} of {scores.value:.3f}"
+    reached = f"{subjects} {outcome.alone or 'the ensemble'} reaches {with_article(label)} of {scores.value:.3f}"
     if held_out_evidence(outcome.table, outcome.metric) == "undefined":
         return f"{reached}; its interval is undefined, so the score shows nothing about {target}."
     return f"{reached} ({describe_interval(scores.low, scores.high)}), {_conclusion(outcome, target)}."

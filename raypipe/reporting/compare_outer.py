@@ -29,14 +29,17 @@ def compare_outer(runs: Sequence[OuterRun]) -> Comparison:
     Raises
     ------
     UserError
-        There is only one, they have different metrics or classes, a part has no ensemble, or windows are missing.
+        There is only one, their metrics, classes or values differ, a part has no ensemble, or windows are missing.
     """
     if len(runs) < 2:
         raise UserError("compare needs two runs or more: raypipe compare RUN1 RUN2")
     first, *others = runs
     for run in others:
-        if (run.info.metric, run.info.classes) != (first.info.metric, first.info.classes):
-            raise UserError(f"{first.where} and {run.where} cannot be compared: their metrics or classes differ")
+        values = [[part.info.outputs for part in each.runs[:1]] for each in (first, run)]
+        if (run.info.metric, run.info.classes, values[1]) != (first.info.metric, first.info.classes, values[0]):
+            raise UserError(
+                f"{first.where} and {run.where} cannot be compared: their metrics, classes or values differ"
+            )
     scores = [read_scores(run) for run in runs]
     predictions = [_predictions(run, found) for run, found in zip(runs, scores, strict=True)]
     pairs = [paired_difference(ENSEMBLES, first.info.metric, predictions[0], other) for other in predictions[1:]]

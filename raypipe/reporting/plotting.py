@@ -17,6 +17,7 @@ from raypipe.core.text import format_duration
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"
 DARK, MUTED, LIGHT = "#1f2430", "#4a505c", "#c4c9d2"
@@ -78,13 +79,24 @@ def to_svg(figure: Figure, paper: str = PAPER) -> bytes:
     import matplotlib
     from matplotlib.text import Text
 
+    formulas = _labels_of_log_axes(figure)
     for text in figure.findobj(Text):
+        text.set_parse_math(text in formulas)  # names of users may have a $
         if text.get_color() == "black":  # drawn after `new_figure`, whose style no longer holds
             text.set_color(DARK)
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", dpi=150, facecolor=paper, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def _labels_of_log_axes(figure: Figure) -> set[Text]:
+    """Return the labels of ticks that matplotlib writes as formulas, such as powers of ten."""
+    from matplotlib.ticker import LogFormatter
+
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    shown = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    return {label for axis in shown for label in axis.get_ticklabels(which="both")}
 
 
 def inline_svg(figure: Figure, alt: str) -> Markup:

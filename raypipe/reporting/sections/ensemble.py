@@ -12,8 +12,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from raypipe.ensembles.choice import ALL
+from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label
+from raypipe.ensembles.nested_cv import AUTO
 from raypipe.ensembles.scores import ENSEMBLE
 from raypipe.reporting.page import (
     FigureBlock,
@@ -67,7 +70,14 @@ def ensemble_section(ensemble: Ensemble) -> Markup:
         likeness=_describe_errors(ensemble),
         what="Per person" if ensemble.run.info.level == "person" else "Per window",
         single=_is_single(ensemble),
+        chosen=_is_chosen(ensemble),
     )
+
+
+def _is_chosen(ensemble: Ensemble) -> bool:
+    """Return whether the method was chosen by nested scores, and not named by the user."""
+    asked = [evaluation.method for evaluation in read_evaluations(ensemble.run)]
+    return not asked or asked[-1] in (AUTO, ALL)
 
 
 def _is_single(ensemble: Ensemble) -> bool:

@@ -41,6 +41,8 @@ _MAX_VECTOR_POINTS = 400
 _MAX_NAMED_SUBJECTS = 40
 _MIN_CLASSES_OF_LARGE_MATRIX = 6
 """Minimum number of classes for which the confusion matrix is larger and shows no percentages."""
+_MAX_NAMED_CLASSES = 20
+"""Classes up to which cells have counts, and curves names."""
 
 
 class SubjectScores(NamedTuple):
@@ -177,7 +179,7 @@ def predicted_against_true(
     figure, (axes,) = new_figure(4.2, 4.1)
     ends = np.array([min(y.min(), predicted.min()), max(y.max(), predicted.max())])
     axes.plot(ends, ends, color=GREY, lw=1, label="perfect")
-    axes.axhline(mean, color=ORANGE, lw=1.2, ls="--", label="training mean")
+    axes.axhline(mean, color=ORANGE, lw=1.2, ls="--", label="without EEG")
     size, alpha = (28, 0.9) if by_subject else (10, 0.45)
     pixels = len(y) > _MAX_VECTOR_POINTS
     axes.scatter(y, predicted, s=size, color=BLUE, alpha=alpha, lw=0, rasterized=pixels, zorder=3)
@@ -194,12 +196,14 @@ def roc_curves(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[s
 
     figure, (axes,) = new_figure(2.75, 2.9)
     axes.plot([0, 1], [0, 1], color=GREY, lw=1)
+    many = len(classes) > _MAX_NAMED_CLASSES
     for k in [1] if len(classes) == 2 else range(len(classes)):
         if 0 < np.sum(y == k) < len(y):
             false, true, _ = roc_curve(y == k, probabilities[:, k])
-            axes.plot(false, true, color=COLOUR_CYCLE[(k - 1) % len(COLOUR_CYCLE)], lw=1.6, label=classes[k])
+            colour = BLUE if many else COLOUR_CYCLE[(k - 1) % len(COLOUR_CYCLE)]
+            axes.plot(false, true, color=colour, lw=0.4 if many else 1.6, label=None if many else classes[k])
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes.set_title("ROC", fontsize=9.5)
+    axes.set_title(f"ROC of each of {len(classes)} classes" if many else "ROC", fontsize=9.5)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", fontsize=8.5, frameon=False)
     return figure
@@ -231,13 +235,15 @@ def confusion_matrix(
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.grid(False)
-    for (row, column), count in np.ndenumerate(table):
+    many = len(classes) > _MAX_NAMED_CLASSES
+    for (row, column), count in () if many else np.ndenumerate(table):
         colour = ON_DARK if shares[row, column] > 0.55 else ON_LIGHT
         share = f"\n{shares[row, column]:.0%}" if few else ""
         axes.text(column, row, f"{count}{share}", ha="center", va="center", color=colour, fontsize=8.5)
-    axes.set_xticks(range(len(classes)), list(classes), rotation=30, ha="right")
-    axes.set_yticks(range(len(classes)), list(classes))
-    axes.set(xlabel="predicted", ylabel="true")
+    named = slice(None, None, -(-len(classes) // _MAX_NAMED_CLASSES))
+    axes.set_xticks(range(len(classes))[named], list(classes)[named], rotation=90 if many else 30, ha="right")
+    axes.set_yticks(range(len(classes))[named], list(classes)[named])
+    axes.set(xlabel="predicted", ylabel="true (share of its row)" if many else "true")
     axes.set_title(f"confusion ({what})", fontsize=9.5)
     return figure
 

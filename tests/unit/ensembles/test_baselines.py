@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from raypipe.ensembles.oof import MemberPredictions
 from raypipe.reporting.sections.result import result_section
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import constant_baseline
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, write_store
 
 pytestmark = pytest.mark.usefixtures("all_baselines")
@@ -58,6 +61,19 @@ def test_baselines_stand_in_the_answer_with_intervals_and_paired_differences(sim
     shown = str(result_section(simulated.run, ensemble))
     assert "ridge on age alone (no EEG)" in shown and f"{row['nested']:.3f}\n" in shown
     assert f"{ensemble.table.at['ensemble', 'nested']:.3f}" in shown
+
+
+def test_age_is_no_baseline_of_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "PREDICTORS", {})
+    store = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=8)))
+    store.table["age"] = [str(20 + number) for number in range(len(store))]
+    run = make_run(tmp_path / "run", store)
+    found = {}
+    for target in ("participants:age", "participants:score"):
+        edit_record(run.folder, "run.json", {"target": target})
+        monkeypatch.setattr(baselines, "_KNOWN", OrderedDict())
+        found[target] = len(rows_of(RunStore.open(run.folder.where), store))
+    assert found == {"participants:age": 0, "participants:score": 1}
 
 
 def test_the_predictor_without_eeg_is_compared_too(values):

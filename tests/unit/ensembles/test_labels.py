@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raypipe.ensembles.labels import class_frequency_note, describe_target, target_unit
+from raypipe.ensembles.labels import calibration_note, class_frequency_note, describe_target, target_unit, with_article
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,14 @@ def test_class_frequencies_are_explained_only_where_they_look_worse_than_chance(
     for metric, constant in (("auc", 0.5), ("nrmse", 0.4), ("auc", float("nan"))):
         assert class_frequency_note(metric, constant) == []
     assert "scores below 0.5" in class_frequency_note("auc", 0.43)[0]
+
+
+def test_articles_are_those_of_speech():
+    names = ("AUC", "NRMSE", "RMSE", "R²", "F1", "accuracy", "balanced accuracy", "log loss", "kappa", "user metric")
+    assert [with_article(name).split()[0] for name in names] == ["an"] * 6 + ["a"] * 4
+
+
+def test_notes_on_calibration_say_what_is_calibrated():
+    assert "nested and naive ones of those before calibration" in calibration_note("auc", "classification")[0]
+    assert calibration_note("log-loss", "classification")[0].startswith("All scores are of calibrated")
+    assert calibration_note("nrmse", "regression") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.scores import EvaluationSet
 from raypipe.reporting.compare import BEST_TRIAL, ENSEMBLE_HELD_OUT, ENSEMBLE_OOF, compare_runs
+from raypipe.reporting.compare_outer import compare_outer
 from raypipe.reporting.pairing import PairedDifference, Predictions, paired_difference
 from raypipe.reporting.tables import _difference_lines, show_comparison
 from raypipe.storage.out_of_fold import OutOfFold
@@ -224,3 +226,11 @@ def test_a_difference_without_an_interval_says_so(units, said):
     ((line, _),) = _difference_lines([pair], "auc")
     assert "difference +0.1000 (no interval;" in line and "nan" not in line
     assert line.endswith(f"not compared: {said}")
+
+
+def test_outer_cross_validations_of_other_values_are_refused():
+    known = SimpleNamespace(metric="nrmse", classes=[])
+    parts = {name: [SimpleNamespace(info=SimpleNamespace(outputs=[name]))] for name in "ab"}
+    runs = [SimpleNamespace(where=name, info=known, runs=parts[name]) for name in "ab"]
+    with pytest.raises(UserError, match="a and b cannot be compared: their metrics, classes or values differ"):
+        compare_outer(runs)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from raypipe import CrossValidation
@@ -17,7 +19,7 @@ from raypipe.core.metrics import constant_prediction, score
 from raypipe.core.options import MAX_SEED
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
-from raypipe.ensembles.outer import OuterScores, PooledPredictions, write_verdict
+from raypipe.ensembles.outer import OuterScores, PooledPredictions, _table_of_parts, write_verdict
 from raypipe.reporting.compare_outer import compare_outer
 from raypipe.search.outer import resume_outer
 from raypipe.storage.outer_run import OuterRun
@@ -337,3 +339,12 @@ def test_all_parts_behind_a_uri_are_tidied(copied, capsys):
     said = capsys.readouterr().out.splitlines()
     assert not left.value.code and len(said) == 3
     assert all(f"{where}/part-{n + 1}: would be removed" in line for n, line in enumerate(said))
+
+
+def test_the_parts_of_distilled_networks_have_the_scores_of_these():
+    scores = {"subjects": [6, 6, 6], "nested": [0.7, np.nan, 0.5], "held_out": [0.6, 0.65, 0.5]}
+    table = pd.DataFrame(scores, index=["ensemble", "distilled", "prior baseline"])
+    parts = [SimpleNamespace(table=table, method="equal", distilled=distilled) for distilled in (False, True)]
+    found = _table_of_parts(parts)
+    assert found["score"].tolist() == [0.6, 0.65] and found["nested"].tolist() == [0.7, 0.7]
+    assert found["method"].tolist() == ["equal", "equal, distilled"]

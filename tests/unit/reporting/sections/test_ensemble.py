@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from raypipe.reporting.plotting import new_figure, widen_score_axis
+from raypipe.reporting.sections import ensemble
 from raypipe.reporting.sections.ensemble import (
     _curve_caption,
     _nested_table,
@@ -44,6 +46,13 @@ def test_few_members_have_few_pictures(fitted, n, images):
     assert "Errors correlate least between" not in text, "all correlate by 0.60"
     assert ("Errors of all members correlate by 0.60: combining them helps more" in text) == (n > 2)
     assert ("Errors of trial 1 (conformer) and trial 0 (conformer) correlate by 0.60: combining" in text) == (n == 2)
+
+
+def test_a_method_that_was_named_is_no_choice(fitted, monkeypatch):
+    alone = of_members(fitted, 1)
+    for method, said in (("auto", True), ("all", True), ("best", False)):
+        monkeypatch.setattr(ensemble, "read_evaluations", lambda run, asked=method: [SimpleNamespace(method=asked)])
+        assert ("The first row scores the choice among methods" in str(ensemble_section(alone))) == said
 
 
 def test_every_plot_of_correlations_has_the_same_colours():

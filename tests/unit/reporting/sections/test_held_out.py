@@ -9,7 +9,16 @@ import pandas as pd
 import pytest
 
 from raypipe.ensembles.held_out_record import HeldOut
-from raypipe.reporting.sections.held_out import held_out_section, primary_level, scores_by_subject, subject_scores
+from raypipe.reporting.plotting import inline_svg, new_figure, to_svg
+from raypipe.reporting.sections.held_out import (
+    confusion_matrix,
+    held_out_section,
+    predicted_against_true,
+    primary_level,
+    roc_curves,
+    scores_by_subject,
+    subject_scores,
+)
 from raypipe.storage.run_store import RunStore
 
 
@@ -77,3 +86,30 @@ def test_scores_of_people_are_shown_on_the_whole_range(ensemble):
 def test_three_classes_have_a_calibration_of_the_predicted_one(ensemble):
     run, fitted = held_out_of(ensemble, 30, classes=3)
     assert str(held_out_section(run, fitted)).count("<svg") == 4
+
+
+def test_names_with_a_dollar_are_no_formulas():
+    y, p = np.arange(6) % 2, np.full((6, 2), 0.5)
+    for figure in (
+        confusion_matrix(y, p, ["$low", "5$ to 10$_"]),
+        roc_curves(y, p, ["a", "$b_c{$"]),
+        predicted_against_true(y.astype(float), p[:, :1], 0.0, True, "$iq^$"),
+    ):
+        assert inline_svg(figure, "names")
+
+
+def test_powers_of_ten_stay_formulas():
+    figure, (axes,) = new_figure(3.0, 3.0)
+    axes.plot([1, 1000], [0, 1])
+    axes.set_xscale("log")
+    to_svg(figure)
+    assert all(label.get_parse_math() for label in axes.get_xticklabels())
+
+
+def test_many_classes_are_colours_without_numbers():
+    rng = np.random.default_rng(0)
+    y, p, names = rng.integers(0, 100, 200), rng.dirichlet(np.ones(100), 200), [f"class {k}" for k in range(100)]
+    (axes,) = confusion_matrix(y, p, names).axes
+    assert not axes.texts and len(axes.get_xticks()) == 20
+    (axes,) = roc_curves(y, p, names).axes
+    assert axes.get_legend() is None and axes.get_title() == "ROC of each of 100 classes"
