@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raypipe.core.errors import UserError
 from raypipe.core.shipped import DISTRIBUTION
 from raypipe.reporting.plain_console import PlainConsole
 
@@ -156,3 +158,11 @@ def print_advice(where: str) -> None:
 
     for line in advise(RunStore.open(where), shell_quoted(where)).lines:
         write(line)
+
+
+def refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Refuse options that are given and would have no effect."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"--{name}: {reason}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from raypipe.cli.common import app, console, example, write
+from raypipe.cli.common import app, console, example, refuse_given, write
 from raypipe.cli.epochs import prepare_epochs
 from raypipe.core.errors import UserError
 
@@ -274,6 +274,8 @@ def prepare(
         raise UserError("prepare needs a BIDS folder, or files of MNE epochs: --epochs 'sub-*_epo.fif'")
     if subject is not None:
         raise UserError("--subject: only with --epochs; in a BIDS folder names of files say it")
+    if not any(name.startswith(SCHEME) for name in bids):
+        refuse_given(context, ("mini", "cache"), f"only with {SCHEME}R1 to {SCHEME}R11, which are downloaded")
     folders: list[str | Path] = []
     for name in bids:
         folders += fetch(name, cache, mini=mini) if name.startswith(SCHEME) else [name]

@@ -176,15 +176,17 @@ def export(
 
         if format is not None or also:
             raise UserError(f"{run}: a pretrained run is exported as an encoder: no second run, no --format")
-        write(export_encoder(run, Path(out)))
+        write(export_encoder(run, out))
         return
     path = write_export(run, out, format=format, also=also[0] if also else None)
     write(path)
     if path.suffix in KINDS and path.is_file():
         from raypipe.packaging.check_graph import graph_text
+        from raypipe.packaging.graph_difference import difference_text
 
         info = read_graph_info(path)
-        write(f"{graph_text(path, info)}; predictions differ from torch's by {info.difference:.1g} of the largest one")
+        difference = difference_text(info.difference, info.kind)
+        write(f"{graph_text(path, info)}; predictions differ from torch's by {difference}")
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe check demo/submission.zip", "raypipe check model.onnx"))

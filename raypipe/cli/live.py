@@ -11,6 +11,7 @@ from raypipe.cli.terminal import LastingStream
 from raypipe.core.errors import UserError
 from raypipe.packaging.live import LivePredictor
 from raypipe.packaging.stream import table_head, table_line
+from raypipe.storage.local_path import local_path
 
 
 def write_windows(live: LivePredictor, out: Path | None) -> None:
@@ -47,6 +48,7 @@ def _opened(out: Path | None) -> Iterator[Callable[[str], bool]]:
     if out is None:
         yield _print
         return
+    out = local_path(out, "a table is written", "name a file here, and copy it")
     try:
         file = out.open("x", encoding="utf-8")
     except FileExistsError:

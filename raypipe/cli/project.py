@@ -25,8 +25,10 @@ def init(
     Files that are there already stay as they are.
     """
     from raypipe.core.project import write_project
+    from raypipe.storage.local_path import local_path
     from raypipe.storage.remote import shell_quoted
 
+    folder = local_path(folder, "a project is written", "name a folder here")
     written, kept = write_project(folder, space)
     files = f"{len(written)} file{'s' * (len(written) != 1)} written"
     write(f"{folder}: {files}" + (f"; kept as they are: {', '.join(kept)}" if kept else ""))

@@ -224,7 +224,7 @@ def unit_in_volts(unit: str) -> float:
     UserError
         It is no known voltage.
     """
-    volts = volts_per(unit)
+    volts = volts_per(unit) if isinstance(unit, str) else None
     if volts is None:
         raise UserError(f"unit '{unit}': not a unit of voltage; use V, mV, uV or nV")
     return volts

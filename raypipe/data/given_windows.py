@@ -19,7 +19,7 @@ from raypipe.core.text import check_one_line
 from raypipe.data.accounting import Ledger
 from raypipe.data.kept_windows import Losses
 from raypipe.data.manifest import MANIFEST, Plan, Settings
-from raypipe.data.output_folder import claim_output, remove_leftovers
+from raypipe.data.output_folder import claim_output, remove_leftovers, store_folder
 from raypipe.data.plan import parse_settings
 from raypipe.data.scales import check_usual_scale, other_scales, scale_notes
 from raypipe.data.shards import ShardRecord, shard_path, write_shard_record
@@ -115,7 +115,7 @@ class GivenWindows:
         DiskFullError
             The disk is full.
         """
-        folder = Path(out).expanduser().absolute()
+        folder = store_folder(out)
         recordings = self.rows.recordings()
         for key, recording in recordings.items():
             self.ledger.find(key, recording.subject)

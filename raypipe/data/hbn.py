@@ -17,6 +17,7 @@ from raypipe.core.shipped import install_command
 from raypipe.recordings.participants import participant_rows
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.tables import is_missing, parse_number
+from raypipe.storage.local_path import local_path
 
 RELEASES: dict[str, str] = {
     **{f"R{number}": f"ds{5504 + number:06d}" for number in range(1, 9)},
@@ -151,6 +152,7 @@ def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
     release = name.removeprefix(SCHEME)
     if release not in RELEASES:
         raise UserError(f"{name}: no such release; {nearest(release, RELEASES)}")
+    cache = local_path(cache, "releases are downloaded", "name a folder here")
     try:
         from eegdash import EEGChallengeDataset  # type: ignore[import-not-found,unused-ignore]
     except ImportError:

@@ -21,6 +21,7 @@ from raypipe.core.progress import Progress, no_progress
 from raypipe.core.shipped import install_command
 from raypipe.data.arrays import BLOCK_BYTES, store_of_arrays
 from raypipe.data.epochs import store_of_epochs
+from raypipe.data.output_folder import store_folder
 from raypipe.data.window_store import WindowStore
 
 TARGET = "raypipe_target"
@@ -76,7 +77,7 @@ def from_moabb(
     source, cutter = _of_moabb(dataset, "datasets"), _of_moabb(paradigm, "paradigms")
     if not hasattr(source, "subject_list") or not hasattr(cutter, "get_data"):
         raise UserError("from_moabb: needs a data set and a paradigm of MOABB, or the names of their classes")
-    folder = Path(out).expanduser().absolute()
+    folder = store_folder(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".moabb-", dir=folder.parent) as kept:
         for subject in source.subject_list if subjects is None else subjects:

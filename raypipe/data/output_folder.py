@@ -10,10 +10,18 @@ from raypipe.core.errors import UserError
 from raypipe.core.record import OtherFormatError
 from raypipe.data.manifest import MANIFEST, SETTINGS, SHARDS, Settings, SettingsFile
 from raypipe.storage.files import PARTIAL_SUFFIX, lock, write_atomic
+from raypipe.storage.local_path import local_path
 from raypipe.storage.regular_files import read_whole
 
 OF_THE_TABLE = ("max_windows", "min_windows", "seed", "groups", "metric")
 """Settings that the table of a store depends on, but no shard."""
+
+
+def store_folder(out: str | Path) -> Path:
+    """Return the absolute path of a folder for windows; raises UserError if it is a URI."""
+    return local_path(
+        out, "windows are written", "name a folder here, then copy it: raypipe push FOLDER URI"
+    ).absolute()
 
 
 @contextlib.contextmanager

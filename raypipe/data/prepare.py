@@ -10,7 +10,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import metric_for
 from raypipe.core.parallel import usable_cores
 from raypipe.core.progress import Progress, no_progress
-from raypipe.data.output_folder import claim_output
+from raypipe.data.output_folder import claim_output, store_folder
 from raypipe.data.plan import (
     check_settings,
     parse_settings,
@@ -171,7 +171,7 @@ def prepare(
         raise UserError(f"jobs {jobs}: must be at least 1")
     chosen = parse_target(asked)
     check_settings(chosen, asked)
-    folder = Path(out).expanduser().absolute()
+    folder = store_folder(out)
     with open_remote_bids([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
         selection = select_recordings(chosen, folders)
         metric_for(selection.labels.kind, metric, chosen.spec)  # fails before anything is written

@@ -90,10 +90,13 @@ def chance_test(run: RunStore, *, permutations: int = 1000, seed: int = 0) -> Ch
     Raises
     ------
     UserError
-        There is no ensemble, the score is undefined, or the targets have too few different orders.
+        There is no ensemble, the score is undefined, the seed is negative, or the targets have too few different
+        orders.
     """
     if permutations < 1:
         raise UserError(f"--permutations {permutations}: at least 1 is needed; 1000 are usual")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be 0 or more")
     ensemble, level = Ensemble.load(run), run.info.level
     held = ensemble.held_out
     parts_N = np.zeros(len(held.targets), dtype=np.int64)

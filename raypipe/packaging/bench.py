@@ -17,6 +17,7 @@ from raypipe.packaging.graph_info import kind_of, read_graph_info
 from raypipe.packaging.scorer import reference_windows
 from raypipe.packaging.scorer_process import ScorerProcessError, run_script
 from raypipe.packaging.submission import INPUT_SCALE
+from raypipe.storage.local_path import local_path
 from raypipe.storage.scratch import scratch_folder
 
 BATCH = 256
@@ -98,9 +99,11 @@ def bench(path: str | Path, *, threads: int | None = None, seconds: float = 5.0,
     Raises
     ------
     UserError
-        It is neither, or it cannot be run.
+        It is neither, or it cannot be run; or `seconds` is negative.
     """
-    path = Path(path)
+    path = local_path(path, "a bundle or graph is measured", "copy it here")
+    if not seconds >= 0.0:
+        raise UserError(f"seconds {seconds:g}: must be 0 or more")
     if not path.exists():
         raise UserError(f"{path}: no such bundle or graph; make one with: raypipe export RUN {path.name}")
     if path.is_dir():

@@ -28,6 +28,7 @@ from raypipe.packaging.network_spec import NetworkSpec
 from raypipe.packaging.store_modules import StoreModules, layout_of_stores
 from raypipe.packaging.weights import check_tensors, max_file_bytes, weights_layout
 from raypipe.storage.files import write_record
+from raypipe.storage.local_path import local_path
 from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import digest
 from raypipe.storage.regular_files import read_regular
@@ -63,7 +64,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     """
     from safetensors.torch import save
 
-    path = Path(out)
+    path = local_path(out, "a bundle is written", "name a folder here, and copy it")
     folder = empty_folder(path)
     windows = windows_of_run(run, windows)
     networks = read_networks(run, ensemble, windows)
@@ -276,7 +277,7 @@ def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = F
         needs code that is not trusted, or torch can use no GPU.
     """
     where = parse_device(device)
-    folder = Path(path).expanduser()
+    folder = local_path(path, "a bundle is read", "copy the bundle here")
     if not (folder / RECORD).exists():
         raise UserError(f"{path}: no bundle ({RECORD} is missing); make one with: raypipe export RUN OUT")
     require_bundle_files(folder)

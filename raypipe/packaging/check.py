@@ -18,6 +18,7 @@ from raypipe.packaging.challenge_windows import CHALLENGE_WINDOWS, challenge_of,
 from raypipe.packaging.manifest import MANIFEST, SubmissionManifest
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
 from raypipe.packaging.submission import INPUT_SCALE
+from raypipe.storage.local_path import local_path
 from raypipe.storage.regular_files import read_regular
 from raypipe.storage.scratch import scratch_folder
 from raypipe.training.device import parse_device
@@ -110,7 +111,7 @@ def check_submission(
         `path` is not a zip, or has no ``submission.py`` at all; or torch can use no GPU.
     """
     parse_device(device)
-    report = CheckReport(Path(path))
+    report = CheckReport(local_path(path, "a submission is checked", "copy it here"))
     with scratch_folder() as scratch:
         folder = scratch / "submission"
         folder.mkdir()

@@ -13,11 +13,18 @@ from raypipe.ensembles.decisions import decide
 from raypipe.packaging import graph_runner
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.packaging.check import CheckReport
+from raypipe.packaging.graph_difference import (
+    TOLERANCE,
+    difference_text,
+    output_scales,
+    output_units,
+    relative_difference,
+)
 from raypipe.packaging.graph_info import GraphInfo, kind_of, read_graph_info
-from raypipe.packaging.graphs import TOLERANCE
 from raypipe.packaging.scorer import LARGE_BATCH, reference_windows
 from raypipe.packaging.scorer_process import ScorerProcessError, run_script
 from raypipe.packaging.submission import INPUT_SCALE
+from raypipe.storage.local_path import local_path
 from raypipe.storage.scratch import scratch_folder
 
 
@@ -57,7 +64,7 @@ def check_graph(path: str | Path, *, bundle: str | Path | None = None, timeout: 
     UserError
         It is no graph of raypipe, or it is damaged.
     """
-    path = Path(path)
+    path = local_path(path, "a graph is checked", "copy it here")
     info, report = read_graph_info(path), CheckReport(path)
     report.add("record", True, graph_text(path, info))
     x_NCT = reference_windows(len(info.channels), info.n_times) * np.float32(INPUT_SCALE)
@@ -70,7 +77,7 @@ def check_graph(path: str | Path, *, bundle: str | Path | None = None, timeout: 
             "windows": str(scratch / "windows.npy"),
             "batch": LARGE_BATCH,
             "threads": None,
-            "seconds": 0.0,
+            "seconds": None,
         }
         try:
             found = run_script(
@@ -102,26 +109,34 @@ def graph_text(path: Path, info: GraphInfo) -> str:
 def _compare(report: CheckReport, info: GraphInfo, found: Answers) -> None:
     """Add lines on predictions one by one, together and in a large batch."""
     reference_NO = np.array(info.reference)
+    units_O = output_units(info.scales, reference_NO)
     for name, answers, wanted_NO in (
         ("one by one", found.alone, reference_NO),
         (f"batch of {len(reference_NO)}", found.together, reference_NO),
         (f"batch of {LARGE_BATCH}", found.copies, np.repeat(reference_NO[:1], LARGE_BATCH, axis=0)),
     ):
-        _add_comparison(report, name, answers, wanted_NO, "those at export")
+        _add_comparison(report, name, answers, wanted_NO, info, units_O)
     if info.classes:
         wanted_N = decide(np.array(found.together), np.array(info.decision_weights)).argmax(1)
         report.add("classes", found.classes == wanted_N.tolist(), "those of the probabilities and their weights")
 
 
 def _add_comparison(
-    report: CheckReport, name: str, answers: list[list[float]], wanted_NO: NDArray[np.float64], of: str
+    report: CheckReport,
+    name: str,
+    answers: list[list[float]],
+    wanted_NO: NDArray[np.float64],
+    info: GraphInfo,
+    units_O: NDArray[np.float64],
+    of: str = "those at export",
 ) -> None:
+    """Add a line on predictions; a difference of each output is relative to its unit (O,)."""
     found_NO = np.array(answers)
     if found_NO.shape != wanted_NO.shape or not np.isfinite(found_NO).all():
         report.add(name, False, f"gives {found_NO.shape}, or numbers that are not finite; expected {wanted_NO.shape}")
         return
-    difference = float(np.abs(found_NO - wanted_NO).max() / max(np.abs(wanted_NO).max(), 1e-30))
-    detail = f"predictions differ from {of} by {difference:.1g} of the largest one"
+    difference = relative_difference(found_NO, wanted_NO, units_O)
+    detail = f"predictions differ from {of} by {difference_text(difference, info.kind)}"
     report.add(name, difference <= TOLERANCE, detail)
 
 
@@ -134,4 +149,6 @@ def _compare_with_bundle(
     if wrong:
         report.add("bundle", False, f"the bundle has other windows ({wrong[0]})")
         return
-    _add_comparison(report, "bundle", found.together, loaded.predict(x_NCT).astype(float), "those of the bundle")
+    wanted_NO = loaded.predict(x_NCT).astype(float)
+    units_O = output_units(output_scales(loaded.info.members, loaded.info.n_outputs), wanted_NO)
+    _add_comparison(report, "bundle", found.together, wanted_NO, info, units_O, "those of the bundle")

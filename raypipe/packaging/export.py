@@ -18,7 +18,7 @@ def export(run: str | Path, out: str | Path, *, format: str | None = None, also:
     from raypipe.packaging.submission import export_submission, require_challenge
     from raypipe.storage.run_store import RunStore
 
-    format = format or SUFFIXES.get(Path(out).suffix, "bundle")
+    format = format or SUFFIXES.get(Path(out).suffix.lower(), "bundle")
     if format not in FORMATS:
         raise UserError(f"--format {format}: no such format; {nearest(format, FORMATS)}")
     if also and format != "submission":

@@ -15,6 +15,7 @@ from raypipe.core.shipped import install_command
 from raypipe.data.manifest import Plan
 from raypipe.ensembles.rules import DecisionWeights, Finite
 from raypipe.packaging.archive import DAMAGE
+from raypipe.packaging.network_spec import Positive
 from raypipe.storage.regular_files import open_regular
 
 RECORD = "raypipe.json"
@@ -32,7 +33,7 @@ class GraphInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-graph/2"] = "raypipe-graph/2"
+    format: Literal["raypipe-graph/3"] = "raypipe-graph/3"
     run: str
     target: str
     kind: Kind
@@ -58,7 +59,9 @@ class GraphInfo(Record):
     opset: int | None
     """Of ONNX."""
     difference: Annotated[float, Field(ge=0.0)]
-    """Largest one from torch at export, relative to the largest prediction."""
+    """Largest one from torch at export, relative to `graph_difference.output_units`."""
+    scales: Annotated[list[Positive], Field(min_length=1, max_length=1000)]
+    """Spread of the targets of each output; of probabilities 1."""
     data_hash: str
     versions: dict[str, str]
     reference: Annotated[list[list[Finite]], Field(min_length=1, max_length=1000)]
@@ -75,6 +78,8 @@ class GraphInfo(Record):
             raise ValueError(f"outputs: {len(self.outputs)} names for {self.kind} with {self.n_outputs} outputs")
         if len(self.decision_weights or []) != len(self.classes):
             raise ValueError(f"decision_weights: there must be one for each of {len(self.classes)} classes")
+        if len(self.scales) != self.n_outputs:
+            raise ValueError(f"scales: {len(self.scales)} numbers for {self.n_outputs} outputs")
         if any(len(row) != self.n_outputs for row in self.reference):
             raise ValueError(f"reference: a row has other than {self.n_outputs} numbers")
         return self

@@ -128,7 +128,7 @@ def main(request_file: str, answer_file: str) -> None:
     run, what = LOADERS[request["kind"]](request)
     run(x_NCT[:1])
     answer: dict[str, Any] = {"what": what, "load_s": time.perf_counter() - start, "load_mb": peak_megabytes()}
-    if request["seconds"]:
+    if request["seconds"] is not None:
         answer |= measure(run, x_NCT, request["batch"], request["seconds"])
     else:
         answer |= predict(run, x_NCT, request["batch"])

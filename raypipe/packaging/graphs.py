@@ -29,12 +29,20 @@ from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.network import Network
 from raypipe.packaging.bundle_info import BundleInfo
 from raypipe.packaging.contents import describe, read_networks, shipped_windows
+from raypipe.packaging.graph_difference import (
+    TOLERANCE,
+    difference_text,
+    output_scales,
+    output_units,
+    relative_difference,
+)
 from raypipe.packaging.graph_info import KINDS, RECORD, GraphInfo
 from raypipe.packaging.matrix_log import MIN_SHARE, ProductLog, smallest_share
 from raypipe.packaging.programs import EXAMPLE_BATCH, MAX_BATCH
 from raypipe.packaging.scorer import LARGE_BATCH, reference_windows
 from raypipe.packaging.submission import INPUT_SCALE
 from raypipe.storage.files import write_atomic
+from raypipe.storage.local_path import local_path
 from raypipe.training.torch_compat import eigh_operator
 
 OPSET = 18
@@ -42,8 +50,6 @@ OPSET = 18
 INPUT = "windows"
 OUTPUTS = ("predictions", "classes")
 """Names of the outputs: (B, n_outputs) as of a bundle; for classes, the predicted class's number (B,) too."""
-TOLERANCE = 1e-4
-"""Largest difference between the graph and the ensemble, relative to the largest prediction."""
 
 
 class DecidingModule(nn.Module):
@@ -100,9 +106,11 @@ def export_graph(
         The name has another ending, a package is missing, a network cannot be traced or translated, or the graph gives
         other numbers.
     """
-    path = Path(out)
+    path = local_path(out, "a graph is written", "name a file here, and copy it")
     if KINDS.get(path.suffix) != format:
         raise UserError(f"{path}: a file of format {format} ends in .{format}")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; a graph is a file")
     run = ensemble.run
     windows = shipped_windows(ensemble, windows, "a graph")
     networks = read_networks(run, ensemble, windows)
@@ -110,11 +118,10 @@ def export_graph(
     info = describe(run, ensemble, windows, networks)
     module = DecidingModule(build_module(networks.spec, networks.state), info.decision_weights).eval()
     graph = make_graph(module, format)
-    difference, reference_NO = _compare(module, graph.run)
+    difference, reference_NO = _compare(module, graph.run, output_scales(info.members, info.n_outputs))
     if not difference <= TOLERANCE:
-        raise UserError(
-            f"{path}: the graph's predictions differ from torch's by {difference:.1g} of the largest one; not written"
-        )
+        text = difference_text(difference, info.kind)
+        raise UserError(f"{path}: the graph's predictions differ from torch's by {text}; not written")
     record = _record(info, difference, reference_NO, OPSET if format == "onnx" else None)
     data = _onnx_bytes(graph.model, record) if format == "onnx" else _program_bytes(graph.model, record)
     write_atomic(path, lambda file: file.write(data))
@@ -238,22 +245,21 @@ def _session(model: Any) -> Any:
 
 @torch.no_grad()
 def _compare(
-    module: DecidingModule, run_graph: Callable[[Tensor], Sequence[Tensor]]
+    module: DecidingModule, run_graph: Callable[[Tensor], Sequence[Tensor]], scales: Sequence[float]
 ) -> tuple[float, NDArray[np.float32]]:
     """Return the largest difference of a graph from the ensemble, and the ensemble's predictions of the reference.
 
-    The difference is relative to the largest prediction. Compared are the reference windows one by one, and a batch of
+    The difference is relative to `output_units`. Compared are the reference windows one by one, and a batch of
     `LARGE_BATCH`.
     """
     shape = module.ensemble.shape
     many_NCT = torch.from_numpy(reference_windows(*shape, n=LARGE_BATCH) * np.float32(INPUT_SCALE))
     first_NCT = torch.from_numpy(reference_windows(*shape) * np.float32(INPUT_SCALE))
-    difference, largest = 0.0, 0.0
-    for batch in [*torch.split(first_NCT, 1), many_NCT]:
-        wanted_BO, found_BO = module(batch)[0], run_graph(batch)[0]
-        difference = max(difference, float((wanted_BO - found_BO).abs().max()))
-        largest = max(largest, float(wanted_BO.abs().max()))
-    return difference / max(largest, torch.finfo(torch.float32).tiny), module(first_NCT)[0].numpy()
+    batches = [*torch.split(first_NCT, 1), many_NCT]
+    wanted_NO = torch.cat([module(batch)[0] for batch in batches])
+    found_NO = torch.cat([run_graph(batch)[0] for batch in batches])
+    reference_NO = module(first_NCT)[0].numpy()
+    return relative_difference(found_NO, wanted_NO, output_units(scales, reference_NO)), reference_NO
 
 
 def _record(info: BundleInfo, difference: float, reference_NO: NDArray[np.float32], opset: int | None) -> GraphInfo:
@@ -261,6 +267,7 @@ def _record(info: BundleInfo, difference: float, reference_NO: NDArray[np.float3
     return GraphInfo(
         **{name: getattr(info, name) for name in shared},
         n_networks=len(info.members),
+        scales=output_scales(info.members, info.n_outputs),
         opset=opset,
         difference=difference,
         reference=reference_NO.astype(float).tolist(),

@@ -78,7 +78,7 @@ def import_submission(folder: Path) -> ModuleType:
 def reference_windows(
     n_channels: int, n_times: int, n: int = N_REFERENCE_WINDOWS, seed: int = SEED
 ) -> NDArray[np.float32]:
-    """Make random windows in volts (n, n_channels, n_times), about 10 microvolts, the last channel flat at zero.
+    """Make random windows in volts (n, n_channels, n_times), about 10 uV. Of several channels, the last is flat.
 
     They come from NumPy's legacy generator, whose stream is frozen (NEP 19): every version gives the same numbers.
     """
@@ -86,7 +86,8 @@ def reference_windows(
     x_NCT = np.cumsum(draw.standard_normal((n, n_channels, n_times)), axis=2) * 2e-6
     x_NCT += draw.standard_normal((n, n_channels, n_times)) * 1e-5
     x_NCT -= x_NCT.mean(axis=2, keepdims=True)
-    x_NCT[:, -1] = 0.0
+    if n_channels > 1:
+        x_NCT[:, -1] = 0.0
     return x_NCT.astype(np.float32)
 
 

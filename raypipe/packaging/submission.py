@@ -32,6 +32,7 @@ from raypipe.packaging.manifest import (
 from raypipe.packaging.network_spec import make_spec
 from raypipe.packaging.scorer import SEED, reference_windows
 from raypipe.storage.files import write_atomic
+from raypipe.storage.local_path import local_path
 from raypipe.storage.run_store import RunStore
 
 CODE = (
@@ -118,7 +119,7 @@ def export_submission(
         A run has no ensemble or a damaged one, its prediction is not one number, its windows are not the scorer's, or
         there is no such challenge.
     """
-    path = Path(out_zip)
+    path = local_path(out_zip, "a submission is written", "name a file here, and copy it")
     if path.is_dir():
         raise UserError(f"{path}: a folder; a submission is a zip file")
     entries: dict[Literal["1", "2"], ChallengeEntry] = {}

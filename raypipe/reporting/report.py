@@ -8,7 +8,7 @@ from pathlib import Path
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import describe_target
 from raypipe.reporting.advice import advise
-from raypipe.reporting.page import encode_page, render_template
+from raypipe.reporting.page import encode_page, render_template, report_file
 from raypipe.reporting.plotting import to_svg
 from raypipe.reporting.sections.data import data_section
 from raypipe.reporting.sections.ensemble import (
@@ -54,10 +54,11 @@ def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
     where
         Path of the file, or its URI where the run is behind one.
     """
+    path = None if out is None else report_file(out)
     html = encode_page(render_report(run))
-    if out is not None:
-        write_atomic(Path(out), lambda file: file.write(html))
-        return Path(out)
+    if path is not None:
+        write_atomic(path, lambda file: file.write(html))
+        return path
     run.folder.write(FILE, html)
     return run.local / FILE if run.local else f"{without_settings(run.where)}/{FILE}"
 

@@ -19,6 +19,7 @@ from raypipe.core.progress import Progress, no_progress
 from raypipe.data.challenge import CONTRAST_TASK
 from raypipe.simulation.signal import Trial, simulate_signal
 from raypipe.storage.files import PARTIAL_SUFFIX, write_atomic
+from raypipe.storage.local_path import local_path
 
 Array = NDArray[np.float64]
 
@@ -126,7 +127,7 @@ def simulate(
     """
     design = _Design(channels, trials, runs, float(sfreq), seed, null)
     _check_arguments(subjects, design)
-    folder = Path(out).expanduser().absolute()
+    folder = local_path(out, "recordings are written", "name a folder here, and copy it").absolute()
     _claim(folder, design)
     rows = []
     for number in range(subjects):

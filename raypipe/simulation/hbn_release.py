@@ -12,6 +12,7 @@ from raypipe.core.progress import Progress, no_progress
 from raypipe.data.challenge import TRIAL_START, contrast_trials
 from raypipe.recordings.tables import is_missing, missing_column, parse_number, read_tsv
 from raypipe.simulation.contrast_change import LEAD_SECONDS, Template, simulate
+from raypipe.storage.local_path import local_path
 
 
 def simulate_release(
@@ -46,9 +47,10 @@ def simulate_release(
     UserError
         As `simulate`; or `events` contains no run with a usable trial, or a damaged one.
     """
+    out = local_path(out, "recordings are written", "name a folder here, and copy it")
     templates = _read_templates(Path(events), trials) if events is not None else []
     for number, release in enumerate(releases):
-        folder = Path(out) / f"{release}_mini_L100_bdf"
+        folder = out / f"{release}_mini_L100_bdf"
         simulate(
             folder,
             subjects=subjects,
@@ -61,7 +63,7 @@ def simulate_release(
             release=release,
             progress=progress,
         )
-    return Path(out)
+    return out
 
 
 def _read_templates(folder: Path, max_trials: int) -> list[Template]:

@@ -139,6 +139,6 @@ def test_a_run_gives_what_a_notebook_asks_for(simulated, tmp_path):
     with pytest.raises(
         raypipe.UserError, match=r"takes windows of 4 channels x 200 samples at 100 Hz, the scorer shows"
     ):
-        raypipe.export(run, tmp_path / "submission.zip")
+        raypipe.export(run, tmp_path / "submission.ZIP")
     with pytest.raises(raypipe.UserError, match="no raypipe run there"):
         raypipe.Run(tmp_path)

@@ -59,6 +59,8 @@ def test_several_patterns_are_one_store(files, tmp_path):
     [
         ([], "prepare needs a BIDS folder, or files of MNE epochs"),
         (["BIDS", "--subject", "metadata:x"], "--subject: only with --epochs"),
+        (["BIDS", "--mini"], "--mini: only with hbn:R1 to hbn:R11"),
+        (["BIDS", "--cache", "hbn"], "--cache: only with hbn:R1 to hbn:R11"),
         (["BIDS", "--epochs", "*.fif"], "BIDS: not with --epochs; put a pattern in quotes"),
         (["--epochs", "*.fif", "--band", "1", "40"], "--band: not with --epochs"),
         (["--epochs", "*.fif", "--jobs", "2"], "--jobs: not with --epochs, which one process reads"),

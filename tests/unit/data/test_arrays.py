@@ -249,6 +249,7 @@ WRONG = {
     "sfreq 0: must be": {"sfreq": 0},
     "sfreq nan: must be": {"sfreq": float("nan")},
     "unit 'T': not a unit of voltage": {"unit": "T"},
+    "unit 'None': not a unit of voltage": {"unit": None},
     "crop 2: longer than the window (1 s)": {"crop": 2.0},
     "crop -1: must be greater than 0": {"crop": -1.0},
     "dtype float64: ": {"dtype": "float64"},

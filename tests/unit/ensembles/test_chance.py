@@ -98,6 +98,8 @@ def test_classes_are_decided_as_by_the_verdict(decided):
     run = RunStore.open(decided)
     ensemble = Ensemble.load(run)
     held = ensemble.held_out
+    with pytest.raises(UserError, match="--seed -1: must be 0 or more"):
+        chance_test(run, seed=-1)
     found = chance_test(run, permutations=20)
     assert found.score == pytest.approx(ensemble.table.loc["ensemble", "held_out"])
     most_probable = score("balanced-accuracy", held.targets, np.eye(2)[held.predictions.argmax(1)])

@@ -32,6 +32,14 @@ def test_everything_is_measured_in_a_process_of_its_own(exported, name, what):
     assert "99th percentile" in text and f"batches of {module.BATCH}" in text and "3 networks" in text
 
 
+def test_no_seconds_are_three_runs(exported):
+    speed = bench(exported / "model.onnx", threads=1, seconds=0.0)
+    assert (speed.runs, speed.batches) == (3, 3)
+    for seconds in (-1.0, float("nan")):
+        with pytest.raises(UserError, match=r"seconds (-1|nan): must be 0 or more"):
+            bench(exported / "model.onnx", seconds=seconds)
+
+
 def test_what_cannot_be_measured_is_one_line(exported, tmp_path):
     for path, message in {
         tmp_path: "no bundle",

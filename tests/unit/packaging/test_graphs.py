@@ -217,6 +217,8 @@ def test_other_numbers_than_at_export_fail_the_check(exported, tmp_path):
         ({"kind": "regression", "classes": [], "n_outputs": 1, "reference": [[1.0]]}, "decision_weights"),
         ({"reference": [[0.5, 0.5], [1.0]]}, "reference"),
         ({"reference": []}, "reference"),
+        ({"scales": [1.0]}, "scales"),
+        ({"scales": [1.0, 0.0]}, "scales"),
     ],
 )
 def test_a_record_that_contradicts_itself_is_one_line(exported, tmp_path, change, field):
@@ -236,6 +238,7 @@ def test_a_graph_with_other_outputs_than_its_record_says_fails_the_check(exporte
         "classes": ["a", "b", "c"],
         "n_outputs": 3,
         "decision_weights": [0.3, 0.3, 0.4],
+        "scales": [1.0, 1.0, 1.0],
         "reference": [[0.2, 0.3, 0.5]],
     }
     model.metadata_props[0].value = record.model_copy(update=three).to_json().decode()
@@ -290,6 +293,9 @@ def test_a_graph_that_gives_other_numbers_is_not_written(classes, tmp_path, monk
 
 def test_bad_exports_are_one_line(classes, tmp_path, monkeypatch):
     ensemble = classes.ensemble(top=1)
+    (tmp_path / "x.onnx").mkdir()
+    with pytest.raises(UserError, match=r"x\.onnx: a folder; a graph is a file"):
+        export_graph(ensemble, tmp_path / "x.onnx", "onnx", windows=classes.windows)
     with pytest.raises(UserError, match=r"a file of format onnx ends in .onnx"):
         export_graph(ensemble, tmp_path / "model", "onnx", windows=classes.windows)
     monkeypatch.setitem(sys.modules, "onnxscript", None)

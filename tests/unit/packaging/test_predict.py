@@ -33,6 +33,11 @@ def bundle(simulated, tmp_path_factory):
     return export_bundle(simulated.run, simulated.ensemble(top=2), where, windows=simulated.windows)
 
 
+def test_a_table_that_cannot_be_written_is_refused_first(simulated, tmp_path):
+    with pytest.raises(UserError, match=rf"^{tmp_path}: a folder; name a file, such as {tmp_path}/predictions\.csv$"):
+        predict("no bundle", simulated.bids, tmp_path)
+
+
 def test_a_folder_is_predicted_as_its_windows_were(simulated, bundle, tmp_path):
     said = []
     table = predict(bundle, simulated.bids, tmp_path / "out.csv", progress=lambda *news: said.append(news))

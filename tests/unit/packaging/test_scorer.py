@@ -13,6 +13,10 @@ def test_predictions_may_differ_by_rounding():
     assert difference_beyond_rounding([float("nan")], [1.0]) == float("inf")
 
 
+def test_a_single_channel_of_the_reference_windows_is_not_flat():
+    assert (reference_windows(1, 200).std(axis=2) > 1e-6).all()
+
+
 def test_reference_windows_are_always_the_same_and_end_with_a_flat_channel():
     x_NCT = reference_windows(3, 20)
     assert x_NCT.dtype == np.float32 and not x_NCT[:, -1].any() and 1e-6 < x_NCT[:, 0].std() < 1e-4
