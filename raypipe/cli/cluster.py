@@ -91,11 +91,14 @@ def _run_of(verb: str, values: dict[str, Any]) -> str:
 
 def _refuse_local_paths(verb: str, values: dict[str, Any]) -> None:
     from raypipe.backend.jobs import refuse_local
+    from raypipe.core.store_names import places_of
 
     for option in ("run", "data", "init", "warm_start", "serves"):
         if values.get(option) is not None:
             is_argument = option == "run" and verb not in ("sweep", "pretrain")
-            refuse_local("RUN" if is_argument else f"--{option.replace('_', '-')}", str(values[option]))
+            name = "RUN" if is_argument else f"--{option.replace('_', '-')}"
+            for place in places_of(values[option]) if option == "data" else [str(values[option])]:
+                refuse_local(name, place)
 
 
 def _ship_space(values: dict[str, Any], words: list[str]) -> dict[str, Path]:
@@ -198,7 +201,7 @@ def pull(
     run: RunArg,
     target: Annotated[str, typer.Argument(metavar="OUT", help="Folder to copy it to.")],
 ) -> None:
-    """Copy a run from shared storage to this machine."""
+    """Copy a run from shared storage to this machine, or an outer cross-validation with all its parts."""
     from raypipe.cli.console import ProgressCounter
     from raypipe.storage.transfer import pull_run
 

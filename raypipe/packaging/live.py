@@ -269,7 +269,7 @@ class LivePredictor:
         if is_other and not self._losses.counts[OTHER_SCALE]:
             self._say(
                 f"A window's samples spread over {own:.3g} uV, those of the bundle's data over {usual:.3g} uV: such "
-                f"windows have no prediction; check the unit of stream {self.source.name}."
+                f"windows have no prediction; check the {'unit' if own else 'electrodes'} of stream {self.source.name}."
             )
         return is_other
 

@@ -25,7 +25,7 @@ from raypipe.data.preprocessing import flags
 from raypipe.data.windower import MISSING_SAMPLES
 from raypipe.packaging.bundle import LoadedEnsemble
 from raypipe.packaging.roles import UNKNOWN, role_of
-from raypipe.packaging.scale_check import has_other_scale
+from raypipe.packaging.scale_check import FLAT, has_other_scale
 
 NOT_APPLIED = "the given windows are taken as they are, so they must have had what the bundle's data had: {}"
 _EPOCHS_FILE = re.compile(r"[-_]epo(?:-\d+)?\.fif(?:\.gz)?$", re.IGNORECASE)
@@ -294,9 +294,10 @@ def _check_scales(ensemble: LoadedEnsemble, spreads: dict[str, list[float]]) -> 
     for key, own in spreads.items():
         scale = float(np.median(own))
         if has_other_scale(usual, scale):
+            hint = "arrays and epochs are in volts (unit='uV' says otherwise of arrays)" if scale else FLAT
             raise UserError(
                 f"{key}: its samples spread over {scale:.3g} uV, those that the bundle was trained on over {usual:.3g} "
-                "uV; arrays and epochs are in volts (unit='uV' says otherwise of arrays)"
+                f"uV; {hint}"
             )
 
 

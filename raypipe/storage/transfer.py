@@ -7,6 +7,8 @@ import contextlib
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress, no_progress
 from raypipe.storage.files import open_folder
+from raypipe.storage.outer_run import OuterRun
+from raypipe.storage.records import PRETRAIN_FILE
 from raypipe.storage.run_store import RunStore
 
 PULL_ATTEMPTS = 3
@@ -44,7 +46,8 @@ def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progres
 def pull_run(run: str, target: str, *, progress: Progress = no_progress) -> int:
     """Copy a run to a folder, and return the number of files.
 
-    If the run is being driven, files that are written during the copy may be missing.
+    The run may be pretrained, or an outer cross-validation, which is copied with its parts. If it is being driven,
+    files that are written during the copy may be missing.
 
     Raises
     ------
@@ -53,7 +56,10 @@ def pull_run(run: str, target: str, *, progress: Progress = no_progress) -> int:
     FileNotFoundError
         The driver removed listed files at every attempt.
     """
-    RunStore.open(run)
+    if OuterRun.exists(run):
+        _ = OuterRun(run).runs  # opens each part
+    elif not open_folder(run).exists(PRETRAIN_FILE):
+        RunStore.open(run)
     for _ in range(PULL_ATTEMPTS - 1):
         with contextlib.suppress(FileNotFoundError):
             return copy_folder(run, target, progress=progress)

@@ -140,6 +140,12 @@ def test_files_of_ones_own_are_sent_by_the_paths_that_name_them(cluster, capsys,
         assert status == 2 and message in error and not cluster.jobs
 
 
+@pytest.mark.parametrize("stores", ["a=/shared/a,b=/shared/b", "a=s3://lab/a,b=/shared/b", "a=s3://lab/a,b=s3://lab/b"])
+def test_several_stores_that_the_cluster_sees_are_submitted(cluster, capsys, stores):
+    assert typed(capsys, "submit", "sweep", SPACE, "--data", stores, "--run", "s3://lab/run")[0] == 0
+    assert f"--data {stores} " in cluster.jobs[0].entrypoint
+
+
 def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys, monkeypatch):
     monkeypatch.setattr("raypipe.backend.jobs.DEATH_NOTICE_SECONDS", 0.0)
     words = ("submit", "resume", "s3://lab/run")
@@ -197,6 +203,8 @@ def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, ca
         ),
         (("plan", SPACE, "--data", "s3://a/b", "--workers", "0"), "--workers 0: must be"),
         (("plan", SPACE, "--data", "demo/store"), "data demo/store: a folder of this"),
+        (("plan", SPACE, "--data", "a=s3://lab/a,b=demo/b"), "data demo/b: a folder of this"),
+        (("plan", SPACE, "--data", "a=demo/a,b=/shared/b"), "data demo/a: a folder of this"),
     ],
 )
 def test_mistakes_are_reported_here_and_nothing_is_submitted(cluster, capsys, words, message):

@@ -195,6 +195,17 @@ def test_windows_of_another_scale_have_no_prediction_and_the_unit_is_named():
     assert "spread over 9" in line and "12 uV" in line and "check the unit of stream fake" in line
 
 
+@pytest.mark.parametrize("volts", [0.0, 250.0, 0.1])
+def test_a_stream_to_which_nothing_is_connected_has_no_prediction(volts):
+    said, plan = [], plan_of()
+    chunk = Chunk(np.full((3, 300), volts), np.arange(300) / 100)
+    predictor = LivePredictor(SumEnsemble(plan, scale=12.0), FakeSource([chunk], 100.0), say=said.append)
+    assert [window.flag for window in predictor] == ["scale"] * 3
+    assert len(said) == 1 and "those of the bundle's data over 12 uV: such windows have no prediction" in said[0]
+    unknown = LivePredictor(SumEnsemble(plan, scale=0.0), FakeSource([chunk], 100.0), say=said.append)
+    assert [window.flag for window in unknown] == [""] * 3
+
+
 @pytest.mark.parametrize(
     ("plan", "source", "line"),
     [

@@ -22,6 +22,7 @@ from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.outer import OuterScores, PooledPredictions, _table_of_parts, write_verdict
 from raypipe.reporting.compare_outer import compare_outer
 from raypipe.search.outer import resume_outer
+from raypipe.storage.files import open_folder
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.records import read_options
 from tests.support.plain import parts_without_ray, plain_cross_validation
@@ -259,6 +260,14 @@ def test_other_verbs_and_other_folders_are_one_line(made, copied, capsys):
     assert "shuffling is no test" in error_of("chance", where)
     with pytest.raises(UserError, match="no outer cross-validation there"):
         CrossValidation(f"{where}-new")
+
+
+def test_all_parts_are_pulled(made, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        app.main(["pull", made.where, str(tmp_path / "there")])
+    assert end.value.code == 0, capsys.readouterr().err
+    assert open_folder(tmp_path / "there").names() == open_folder(made.where).names()
+    assert CrossValidation(tmp_path / "there").scores.score == made.scores.score
 
 
 def test_compared_with_itself_there_is_no_difference(made, copied):
