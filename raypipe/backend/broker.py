@@ -102,21 +102,21 @@ class Broker:
             group.closed = True
             await group.notify()
 
-    async def begin_start(self, name: str) -> tuple[int, int] | None:
+    async def begin_start(self, name: str) -> tuple[int, int, bool] | None:
         """Begin a start of a worker group; from now on, `is_current` refuses the controllers of earlier starts.
 
         Returns
         -------
-        tuple of int or None
-            Number of the start, from 0, and how many epochs were scored since the one before; None if the group has
-            been closed.
+        tuple of int, int and bool or None
+            Number of the start, from 0, how many epochs were scored since the one before, and whether the group has no
+            trial to train; None if the group has been closed.
         """
         group = self._groups.get(name)
         if group is None:
             return None
         number, epochs = group.starts, group.epochs
         group.starts, group.epochs = number + 1, 0
-        return number, epochs
+        return number, epochs, group.open_job(0) is None
 
     async def mark_broken(self, name: str, reason: str, kind: str = "no-workers") -> None:
         """Record that a worker group cannot be kept running, which is no trial's fault; the first reason is kept."""
@@ -165,9 +165,10 @@ class Broker:
     async def acquire(self, owner: bytes, dead: Sequence[bytes] = ()) -> str | None:
         """Give an actor a worker group that is free or owned by one of the `dead`; return None if there is none.
 
-        Dead owners are passed rather than groups: another actor may have acquired such a group in between.
+        One that cannot be kept running is given last: it ends the sweep. Dead owners are passed rather than groups:
+        another actor may have acquired such a group in between.
         """
-        for name, group in self._groups.items():
+        for name, group in sorted(self._groups.items(), key=lambda item: item[1].broken is not None):
             if group.owner is None or group.owner in dead:
                 group.owner = owner
                 self._heartbeats[owner] = time.monotonic()

@@ -206,6 +206,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             state, reason = self._stop_reasons.pop(trial_id)
             self._close(number, state, reason)
         elif result.get("over"):
+            self.progress = True  # Tune does not call the scheduler for a trial's last epoch
             self.queue.observe(number)
             self._close(number, *(self.queue.awaited_end(number) or ("complete", "trained to the end")))
 

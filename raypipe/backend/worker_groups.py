@@ -48,7 +48,12 @@ from raypipe.trial.failures import OUT_OF_MEMORY, Failure
 log = logging.getLogger(__name__)
 
 MAX_GROUP_STARTS = 4
-"""Times that a group is started without an epoch in between, if its controller dies; Ray Train restarts workers."""
+"""Times that a group with a trial is started without an epoch in between, if its controller dies.
+
+Ray Train restarts workers.
+"""
+IDLE_START_SECONDS = 1.0
+"""Seconds before a group that has no trial is started again."""
 CLOSE_SECONDS = 10.0
 """Seconds in which groups may end by themselves before their controllers are killed."""
 ABANDON_SECONDS = 3.0
@@ -217,13 +222,19 @@ class WorkerGroups:
             thread.start()
 
     def _run(self, name: str) -> None:
-        """Start a group until it is closed, or has failed `MAX_GROUP_STARTS` times without an epoch in between."""
+        """Start a group until it is closed, or has failed `MAX_GROUP_STARTS` times without an epoch in between.
+
+        A failure of a group without a trial is not counted: a long sweep may lose many machines.
+        """
         # A broker that has died ends the thread: the sweep restarts with other groups.
         with contextlib.suppress(ray.exceptions.ActorDiedError):
             reason, attempts = "", MAX_GROUP_STARTS
             while (begun := ray.get(self.context.broker.begin_start.remote(name))) is not None:
-                number, epochs = begun
+                number, epochs, idle = begun
                 attempts = MAX_GROUP_STARTS if epochs else attempts
+                if idle and number:
+                    attempts += 1
+                    self._left.wait(IDLE_START_SECONDS)
                 if not attempts:
                     reason = f"its workers could not be kept running: {reason}"
                     ray.get(self.context.broker.mark_broken.remote(name, reason))

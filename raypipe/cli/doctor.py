@@ -27,6 +27,7 @@ from raypipe.ensembles.fitted import ARRAYS, RECORD, Ensemble
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, encoder_files
+from raypipe.search.points import read_points
 from raypipe.search.reconcile import study_difference
 from raypipe.search.reruns import read_reruns
 from raypipe.storage.files import Folder, open_folder
@@ -172,7 +173,8 @@ def _run(where: str) -> Iterator[Finding]:
     driver = read_lease(run.folder)
     if driver and not driver.alive and not driver.ended:
         yield Finding("warning", f"its driver (process {driver.pid} on {driver.host}) died", "raypipe resume RUN")
-    yield from _settings(run)
+    settings = list(_settings(run))
+    yield from settings
     trials, problems = read_trials(run)
     damaged = run.verify()
     for line in dict.fromkeys([*problems, *damaged.values()]):
@@ -182,7 +184,7 @@ def _run(where: str) -> Iterator[Finding]:
     if foreign := run.foreign():
         yield Finding("warning", f"{run.where}/{foreign[0]}: not a file of raypipe's ({len(foreign)} such); not read")
     yield from _initial(run)
-    if not problems:
+    if not problems and not settings:
         yield from _study(run, trials)
     yield from _checkpoints(run, trials)
     yield from _ensemble(run)
@@ -233,13 +235,14 @@ def _initial(run: RunStore) -> Iterator[Finding]:
 
 
 def _settings(run: RunStore) -> Iterator[Finding]:
-    """Read the small records of a run that are not a trial's: its options, reruns, and choices of algorithms."""
+    """Read the small records of a run that are not a trial's: options, reruns, points, and choices of algorithms."""
     try:
         options = read_options(run.folder, run.run_id)
         parse_options(options)
         if not options and run.numbers():
             yield Finding("broken", f"{run.where}/{OPTIONS_FILE}: missing", "give the same raypipe sweep command again")
         read_reruns(run)
+        read_points(run)
         for number in run.numbers():
             read_retry(run, number)
         for name in run.folder.names("compute"):

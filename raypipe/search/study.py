@@ -247,6 +247,23 @@ class StudyQueue:
         self._report_end(ended)
         return ended
 
+    def stop_open(self, reason: str) -> list[TrialResult]:
+        """End the trials that were under way with the epochs that they have; return those that have ended.
+
+        A trial without an epoch stays open, as does one that has lost records or a checkpoint: it would end otherwise.
+        """
+        found = []
+        for number in list(self._put_back):
+            history = self.run.history(number) if self.run.has_trial(number) else []
+            trial = self._trial(number)
+            lost = number in self._awaited_ends or {ENDED, STOPPED_AT} & trial.user_attrs.keys()
+            if not history or lost or history[-1].passes < (trial.last_step or 0):
+                continue
+            self._put_back.remove(number)
+            ended = self.close(number, "stopped", reason)
+            found += [ended] if ended else []
+        return found
+
     def awaited_end(self, number: int) -> tuple[State, str] | None:
         """Return how a trial ends once its workers have made lost checkpoints again; None for any other trial."""
         return self._awaited_ends.get(number)

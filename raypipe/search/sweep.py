@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.storages import BaseStorage
 
+    from raypipe.search.study import StudyQueue
+
 
 class Reruns(NamedTuple):
     """Trials to train again: the best `top`, each on so many new `seeds`."""
@@ -249,9 +251,17 @@ def _run_trials(
     lease.after_beat = inbox.look
     driver = Driver(store, windows, options, storage, lease, budget, cluster, pool, callback, stop, inbox)
     if not queue.exhausted and (used := budget.used_up()):
+        _stop_open(queue, used, callback)
         callback.on_budget_used(used)
     elif not queue.exhausted:
         supervise(partial(execute, driver), queue, open_queue, cluster.restart, callback)
+        if used := budget.used_up():  # the actor of a trial may have died since, and none was started
+            _stop_open(open_queue(), used, callback)
+
+
+def _stop_open(queue: StudyQueue, reason: str, callback: SweepCallback) -> None:
+    for result in queue.stop_open(reason):
+        callback.on_trial_end(result)
 
 
 def _fix_trials(

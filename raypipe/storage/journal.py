@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def open_journal(run: RunStore, *, writable: bool = True) -> optuna.storages.Jou
     Parameters
     ----------
     writable
-        True for the holder of the run's lease, who may write. A local file that a killed driver left is then repaired.
+        True for the holder of the run's lease, who may write. A local file that a killed driver left is then repaired,
+        and one that is missing is made.
 
     Raises
     ------
@@ -50,12 +52,13 @@ def open_journal(run: RunStore, *, writable: bool = True) -> optuna.storages.Jou
         It is not a file that can be read.
     """
     is_pulled = bool(run.folder.names(_FOLDER)) and not run.folder.exists(JOURNAL_FILE)
-    if run.local is None or is_pulled:
+    is_missing = run.local is not None and not os.path.lexists(run.local / JOURNAL_FILE)
+    if run.local is None or is_pulled or (is_missing and not writable):  # Optuna would make a file that is missing
         return _open_storage(FolderJournal(run.folder, read_only=not writable), f"{run.where}/{_FOLDER}")
     path = run.local / JOURNAL_FILE
     if writable:
         _repair(path)
-    elif path.exists():
+    else:
         *lines, _ = _read(path).split(b"\n")
         parse_journal(b"\n".join(lines), str(path))
     return _open_storage(JournalFileBackend(str(path)), str(path))

@@ -158,7 +158,7 @@ def test_a_death_an_epoch_is_forgiven():
 
 def test_a_closed_group_ends_its_workers_and_starts_no_more():
     async def scenario(broker):
-        assert await broker.begin_start("g") == (0, 0)
+        assert await broker.begin_start("g") == (0, 0, True)
         await broker.join("g", 0)
         waiting = asyncio.create_task(broker.next_job("g", 0))
         assert await pending(waiting)
@@ -177,14 +177,14 @@ def test_only_the_last_start_of_a_group_is_current_and_its_epochs_are_counted():
 
     async def scenario(broker):
         assert not await broker.is_current("g", 0)
-        assert await broker.begin_start("g") == (0, 0)
+        assert await broker.begin_start("g") == (0, 0, True)
         await broker.assign("g", "run", 7, 2, 2)
         for epoch in (3, 4, 4):  # the last one is scored again, as of a trial that has lost checkpoints
             await broker.mark_scored("g", epoch, 3, False)
         assert await broker.is_current("g", 0)
-        assert await broker.begin_start("g") == (1, 2)
+        assert await broker.begin_start("g") == (1, 2, False)
         assert not await broker.is_current("g", 0) and await broker.is_current("g", 1)
-        assert await broker.begin_start("g") == (2, 0)
+        assert await broker.begin_start("g") == (2, 0, False)
 
     run(scenario)
 
@@ -211,6 +211,28 @@ def test_every_actor_acquires_a_group_of_its_own():
         assert await broker.owners() == {"g": "one", "h": "two"}
         await broker.release("g", "one")
         assert await broker.acquire("three") == "g"
+
+    run(scenario)
+
+
+def test_a_group_that_cannot_be_kept_running_is_acquired_last():
+    async def scenario(broker):
+        await broker.open_group("h")
+        await broker.mark_broken("g", "no node is left")
+        assert [await broker.acquire(actor) for actor in ("one", "two", "three")] == ["h", "g", None]
+
+    run(scenario)
+
+
+def test_a_start_of_a_group_says_whether_it_has_a_trial():
+    async def scenario(broker):
+        assert await broker.begin_start("g") == (0, 0, True)
+        await broker.acquire("one")
+        await broker.assign("g", "run", 0, 0, 0)
+        await broker.mark_scored("g", 1, 1, False)
+        assert await broker.begin_start("g") == (1, 1, False)
+        await broker.release("g", "one")
+        assert await broker.begin_start("g") == (2, 0, True)
 
     run(scenario)
 

@@ -137,6 +137,14 @@ def finished(search, epochs=None):
     return name, number, report | {"done": epochs is None, "over": epochs is None}
 
 
+def test_a_trial_whose_only_epoch_is_its_last_is_progress(search):
+    """Tune does not call the scheduler for it."""
+    name, _, result = finished(search)
+    search.on_trial_complete(name, result)
+    search._broker_died = lambda seconds: True
+    assert search.broker_is_lost() and search.fatal.progress
+
+
 def test_no_sweep_that_has_had_a_good_trial_stops_for_bad_ones(search):
     name, _, result = finished(search)
     search.on_trial_complete(name, result)

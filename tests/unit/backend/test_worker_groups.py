@@ -265,13 +265,18 @@ def broker(monkeypatch):
 
 
 def run_group(broker, monkeypatch, epochs):
-    """Run a group whose controllers die after so many epochs each; return the numbers of its starts and kills."""
+    """Run a group whose controllers die after so many epochs each; return the numbers of its starts and kills.
+
+    With None in place of a number, the group is given a trial first.
+    """
     starts, killed, scored, left = [], [], 0, list(epochs)
 
     def trainer(self, start):
         def fit():
             nonlocal scored
-            for _ in range(left.pop(0)):
+            if left[0] is None:
+                asyncio.run(broker.actor.assign("group-0", "run", 0, scored, 1))
+            for _ in range(left.pop(0) or 0):
                 scored += 1
                 asyncio.run(broker.actor.mark_scored("group-0", scored, 1, False))
             raise ray.exceptions.ActorUnavailableError("the connection is lost", None)
@@ -280,6 +285,7 @@ def run_group(broker, monkeypatch, epochs):
         return SimpleNamespace(fit=fit, kill=lambda: killed.append(start.number))
 
     monkeypatch.setattr(WorkerGroups, "_trainer", trainer)
+    monkeypatch.setattr("raypipe.backend.worker_groups.IDLE_START_SECONDS", 0.0)
     WorkerGroups(SimpleNamespace(broker=broker), 0)._run("group-0")
     assert not left
     assert len({start.placement_groups for start in starts}) <= 1
@@ -288,10 +294,16 @@ def run_group(broker, monkeypatch, epochs):
 
 def test_a_group_whose_controllers_die_again_and_again_is_given_up_unless_epochs_are_scored(broker, monkeypatch):
     """A controller dies with its node, and a long sweep may lose many."""
-    starts, killed = run_group(broker, monkeypatch, [0, 0, 1, 1, 2, 0, 0, 0, 1, 0, 0, 0, 0])
+    starts, killed = run_group(broker, monkeypatch, [None, 0, 1, 1, 2, 0, 0, 0, 1, 0, 0, 0, 0])
     assert starts == killed == list(range(13)), "one that only cannot be reached is killed before another starts"
     failure = asyncio.run(broker.actor.collect("group-0", 99, 1, 0.0))
     assert failure.kind == "no-workers" and "could not be kept running: The actor None" in failure.reason
+
+
+def test_deaths_of_a_group_that_has_no_trial_are_not_counted(broker, monkeypatch):
+    starts, _ = run_group(broker, monkeypatch, [0] * 6 + [None, 0, 0, 0])
+    assert starts == list(range(10))
+    assert asyncio.run(broker.actor.collect("group-0", 99, 1, 0.0)).kind == "no-workers"
 
 
 @pytest.mark.parametrize("leaves", [False, True])
@@ -354,7 +366,7 @@ def test_groups_are_left_without_a_call_that_waits_for_the_control_store(monkeyp
 
         return SimpleNamespace(fit=fit, kill=lambda: pytest.fail("waits for the store"))
 
-    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get", lambda call: (0, 0))
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get", lambda call: (0, 0, True))
     monkeypatch.setattr("raypipe.backend.worker_groups.ray.nodes", list)
     context = SimpleNamespace(get_node_id=lambda: "head")
     monkeypatch.setattr("raypipe.backend.worker_groups.ray.get_runtime_context", lambda: context)

@@ -20,6 +20,8 @@ from raypipe.ensembles.evaluation_log import EVALUATION_LOG
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.bundle import export_bundle
 from raypipe.search.pretrain import pretrain
+from raypipe.search.reconcile import open_study
+from raypipe.search.reruns import write_reruns
 from raypipe.search.study import StudyQueue
 from raypipe.storage.driver_record import DriverRecord
 from raypipe.storage.files import open_folder, write_record
@@ -28,6 +30,7 @@ from raypipe.storage.lease import DRIVER_FILE, Lease
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
+from raypipe.trial.callback import SweepCallback
 from tests.support.hostile import replace_by
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, write_checkpoints, write_store
@@ -198,6 +201,28 @@ def test_a_changed_fold_map_and_a_journal_of_something_else(run):
     (run.local / "folds.json").write_text(json.dumps(folds | {"seed": 99}))
     (line,) = broken(run.where)
     assert "a run's fold map is frozen" in line
+
+
+def test_nothing_is_written_to_a_run_whose_journal_is_missing(run):
+    (run.local / JOURNAL_FILE).unlink()
+    before = sorted(path.name for path in run.local.iterdir())
+    (found,) = [each for each in diagnose(run.where) if "journal" in each.what]
+    assert (found.level, found.what) == ("warning", "the study's journal is missing")
+    assert sorted(path.name for path in run.local.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["points.json", "reruns.json"])
+def test_damaged_lists_of_points_and_reruns_are_broken_and_mended_by_no_resume(run, store, name):
+    queue = StudyQueue(run, WindowStore(store), open_journal(run), trials=4)
+    queue.enqueue_point({"optim/lr": 0.005, "sam/name": "none"}, "request")
+    write_reruns(run, [])
+    path = run.local / name
+    path.write_text(path.read_text().replace('"format"', '"fermat"'))
+    found = list(diagnose(run.where))
+    assert any(each.level == "broken" and name in each.what for each in found)
+    assert not any("rebuilds the study" in (each.fix or "") for each in found)
+    with pytest.raises(UserError, match=name):
+        open_study(run, SweepCallback())
 
 
 def test_a_driver_that_died_is_a_warning(run):
