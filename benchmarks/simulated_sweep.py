@@ -7,6 +7,7 @@ out: the results of folds are invented, and their checkpoints are packed beforeh
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ from raypipe.backend.messages import SweepContext
 from raypipe.backend.trainable import TrialTrainable
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
-from raypipe.storage.files import read_json
 from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch
 from raypipe.trial import evaluator
@@ -40,7 +40,7 @@ class SimulatedTrainable(TrialTrainable):
 
     def _begin_trial(self, config: dict[str, Any]) -> None:
         super()._begin_trial(config)
-        self.plan = read_json(self.run.folder, PLAN_FILE)
+        self.plan = json.loads(self.run.folder.read(PLAN_FILE))
         if count := self.plan["actors"]:
             deadline = time.monotonic() + MAX_START_SECONDS
             while self._actors_up() < count:
@@ -124,7 +124,6 @@ def prepare_simulation(
     """
     import torch
 
-    from raypipe.storage.files import write_json
     from raypipe.training import checkpoint
 
     if windows.classes:
@@ -140,4 +139,4 @@ def prepare_simulation(
             evaluator.IDENTITY: SIMULATED_IDENTITY,
         }
         (folder / f"fold-{fold}").write_bytes(checkpoint.dumps(state))
-    write_json(run.folder, PLAN_FILE, {"seconds": seconds, "folder": str(folder), "actors": actors})
+    run.folder.write(PLAN_FILE, json.dumps({"seconds": seconds, "folder": str(folder), "actors": actors}).encode())

@@ -29,7 +29,7 @@ from benchmarks.roofline import Peaks, count_at, floors, measure_peaks
 from benchmarks.timing import median, take_turns
 from benchmarks.toys import ToyWindows, fold_trainer
 from raypipe.core.parameters import parse_config
-from raypipe.models.braindecode_weights import to_braindecode
+from raypipe.models.braindecode_weights import weights_to_braindecode
 from raypipe.models.network import normalise
 from raypipe.training.device import autocast_type
 from raypipe.training.dropout import DropoutSampler
@@ -140,7 +140,7 @@ def outputs_apart(args: argparse.Namespace) -> float:
     options = {"precision": "float32"}
     (one,) = trainers(args, 8, options, stem="fourier", folds=1, device=args.device)
     theirs = peers.conformer(args.channels, args.samples).to(args.device)
-    theirs.load_state_dict(to_braindecode(one.model.state_dict()))
+    theirs.load_state_dict(weights_to_braindecode(one.model.state_dict()))
     x_BCT = one.data.loader.gather(np.arange(8))
     with torch.no_grad():
         a, b = one.model.eval()(x_BCT), theirs.eval()(normalise(x_BCT, "channel"))

@@ -27,7 +27,7 @@ _IN_BLOCK = {
 _STACKED = ("queries", "keys", "values")
 
 
-def to_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_to_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the state of a `Conformer` to that of braindecode's EEGConformer of the same sizes (braindecode 1.8).
 
     That network does not normalise its windows: pass it the result of `normalise`.
@@ -49,7 +49,7 @@ def to_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def from_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_from_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the state of braindecode's EEGConformer to that of a `Conformer` of the same sizes.
 
     Raises

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, TypeVar
+from typing import IO, BinaryIO, Protocol, TypeVar
 
 from raypipe.core.errors import DamagedFileError, StorageError, UserError, disk_full
 from raypipe.core.record import Record
@@ -272,27 +271,6 @@ def map_concurrently(folder: Folder, call: Callable[[A], B], arguments: Iterable
         return [call(argument) for argument in arguments]
     with ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="raypipe-call") as pool:
         return list(pool.map(call, arguments))
-
-
-def read_json(folder: Folder, name: str) -> Any:
-    """Return the content of a JSON file.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    UserError
-        The file is not a whole JSON document.
-    """
-    for _ in range(2):  # twice, since the file may be rewritten during the first reading (see `read_record`)
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(folder.read(name))
-    raise UserError(f"{folder.where}/{name}: damaged (not a JSON document); restore it from a copy")
-
-
-def write_json(folder: Folder, name: str, value: Any) -> None:
-    """Write `value` as readable JSON, whole or not at all."""
-    folder.write(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_record(kind: type[R], folder: Folder, name: str) -> R:

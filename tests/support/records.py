@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 from raypipe.core.record import with_digest
-from raypipe.storage.files import Folder, LocalFolder, read_json
+from raypipe.storage.files import Folder, LocalFolder
 
 
 def edit_record(folder: Folder | str, name: str, changes: dict[str, Any]) -> None:
     """Change fields of a record, with a digest that fits."""
     place = LocalFolder(folder) if isinstance(folder, str) else folder
-    record = read_json(place, name)
+    record = json.loads(place.read(name))
     record.pop("digest")
     place.write(name, with_digest(record | changes))
 

@@ -16,7 +16,7 @@ from pyarrow import fs
 from raypipe.core.errors import DiskFullError, StorageError, UserError
 from raypipe.search.pretrain import pretrain
 from raypipe.search.sweep import resume, sweep
-from raypipe.storage.files import LocalFolder, check_places, lock, open_folder, read_json, write_atomic, write_json
+from raypipe.storage.files import LocalFolder, check_places, lock, open_folder, write_atomic
 from raypipe.storage.remote import RemoteFolder
 from tests.support.faults import FailingFolder, Killed
 from tests.support.storage import DyingFileSystem, MemoryStore, dying_at
@@ -228,17 +228,6 @@ def test_names_that_are_no_utf_8_are_one_line(tmp_path, monkeypatch):
 def test_nothing_is_driven_under_a_name_that_is_no_utf_8(call):
     with pytest.raises(UserError, match="r\udcff: this name is no UTF-8 text here"):
         call("r\udcff")
-
-
-def test_json_round_trip_and_damage(tmp_path):
-    folder = open_folder(tmp_path)
-    write_json(folder, "x.json", {"a": [1, 2.5, None]})
-    assert read_json(folder, "x.json") == {"a": [1, 2.5, None]}
-    folder.write("x.json", b'{"a": [1,')
-    with pytest.raises(UserError, match=r"x\.json: damaged"):
-        read_json(folder, "x.json")
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(folder, "y.json", float("nan"))
 
 
 def test_a_uri_of_an_unknown_storage_gives_one_line():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import signal
 import threading
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import DiskFullError, StorageError, UserError, first_line
-from raypipe.storage.files import open_folder, read_json
+from raypipe.storage.files import open_folder
 from raypipe.storage.remote import RemoteFolder, refuse_credentials, shell_quoted, without_settings
 from raypipe.storage.remote_retry import FIRST_PAUSE, MAX_OUTAGE_SECONDS, MAX_PAUSE, RetryPolicy, describe_failure
 from tests.support.storage import Clock, MemoryStore
@@ -247,7 +248,7 @@ def test_a_record_that_is_rewritten_while_it_is_read_is_read_again():
     folder = remote(MemoryStore())
     reads = [b'{"beat": 17', b'{"beat": 17.5}']
     folder.read = lambda name: reads.pop(0)
-    assert read_json(folder, "driver.json") == {"beat": 17.5}
+    assert json.loads(folder.read("driver.json")) == {"beat": 17.5}
 
 
 @settings(max_examples=100)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import optuna
 import pytest
@@ -12,7 +14,7 @@ from raypipe.core.errors import DiskFullError, StorageError, UserError
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.search.study import StudyQueue
-from raypipe.storage.files import open_folder, read_json
+from raypipe.storage.files import open_folder
 from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import DRIVER_FILE, EXPIRY_SECONDS, Lease, read_lease
 from raypipe.storage.remote import RemoteFolder
@@ -128,7 +130,7 @@ def test_a_second_driver_gets_an_error_and_an_expired_lease_is_taken_over(bucket
         Lease(open_folder(bucket)).__enter__()
     assert not read_lease(folder).alive
     with Lease(folder):
-        record = read_json(folder, DRIVER_FILE)
+        record = json.loads(folder.read(DRIVER_FILE))
         edit_record(folder, DRIVER_FILE, {"host": "elsewhere", "id": "other"})
         assert read_lease(folder).alive
         edit_record(folder, DRIVER_FILE, {"id": "third", "beat": record["beat"] - EXPIRY_SECONDS - 1})
