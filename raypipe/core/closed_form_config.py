@@ -100,8 +100,8 @@ class CovarianceConfig(ClosedFormConfig):
     """Seconds from one copy to the next, with `order` above 1."""
     prototypes: Annotated[int, Field(ge=0, le=100)] = 0
     """For windows that are cut at events: spatial filters (xDAWN, Rivet et al. 2009) for each class, or each third of a
-    regression's targets, whose mean responses are further signals; 0 for none. They are fitted to all training
-    subjects, those whose predictions choose the penalty among them."""
+    regression's targets, whose mean responses are further signals; 0 for none. While the penalty is chosen, they
+    are fitted anew without each part of the training subjects."""
 
     @model_validator(mode="after")
     def _one_kind_of_further_signals(self) -> Self:

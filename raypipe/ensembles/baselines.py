@@ -32,7 +32,8 @@ from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.scores import RowPredictions
 from raypipe.storage.records import digest
 from raypipe.storage.run_store import RunStore
-from raypipe.training.closed_form import ClosedFormTrainer, SharedFeatures, inner_parts
+from raypipe.training.closed_form import ClosedFormTrainer, inner_parts
+from raypipe.training.features import SharedFeatures
 from raypipe.training.linear_head import fit_head
 from raypipe.training.loader import FoldData, WindowLoader
 

@@ -5,7 +5,6 @@ Everything is computed on the CPU in float64, and windows are read in batches.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
@@ -24,9 +23,11 @@ from raypipe.core.outputs import one_value
 from raypipe.core.seeds import derive_seed
 from raypipe.models.closed_form import ClosedForm, centre
 from raypipe.models.covariance import Covariance, n_groups
+from raypipe.training import features
 from raypipe.training.checkpoint import clone_tensors
-from raypipe.training.discriminant import fit_discriminant
-from raypipe.training.linear_head import Head, fit_head
+from raypipe.training.discriminant import fit_discriminant, left_out_squares
+from raypipe.training.features import SharedFeatures, compute_features, read_batches
+from raypipe.training.linear_head import Head, fit_head, left_out_losses
 from raypipe.training.loader import FoldData
 from raypipe.training.losses import class_weights
 from raypipe.training.result import FoldEpoch
@@ -36,14 +37,10 @@ from raypipe.training.trainer import Interrupted, make_network, never
 
 MAX_PARTS = 5
 """Parts of the training people, to choose the penalty by."""
-MAX_FEATURE_VALUES = 2**26
-"""Values of the feature matrix of a fold (512 MiB). Of more windows, evenly spaced ones are used."""
 MAX_COMPONENT_WINDOWS = 2048
-"""Windows, evenly spaced, from which spatial components are estimated."""
+"""Most windows from which spatial components are estimated."""
 MAX_REFERENCE_WINDOWS = 256
-"""Windows, evenly spaced, of whose covariances the mean is taken."""
-BATCH_VALUES = 2**22
-"""Values of the windows, or of the features, that are computed at a time."""
+"""Most windows of whose covariances the mean is taken."""
 
 
 class ClosedFormTrainer:
@@ -122,63 +119,11 @@ class ClosedFormTrainer:
         self.epoch = state["epoch"]
 
 
-def read_batches(
-    data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted = never, offsets: Index | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield windows (B, C, T) on the CPU, and their places in `index`; see `compute_features`.
-
-    Raises
-    ------
-    InterruptedEpochError
-        `interrupted` returned True.
-    """
-    windows = data.windows
-    each = max(windows.n_channels * windows.crop_samples, model.weight_OF.shape[1])
-    size = max(1, min(256, BATCH_VALUES // each))
-    for start in range(0, len(index), size):
-        if interrupted():
-            raise InterruptedEpochError
-        part = slice(start, min(start + size, len(index)))
-        yield part, torch.from_numpy(windows.gather(index[part], None if offsets is None else offsets[part]))
-
-
-def compute_features(
-    data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted = never, offsets: Index | None = None
-) -> Tensor:
-    """Return the features (N, F) of windows, cropped at `offsets` or where they are evaluated."""
-    x_NF = torch.empty(len(index), model.weight_OF.shape[1], dtype=torch.float64)
-    for part, x_BCT in read_batches(data, model, index, interrupted, offsets):
-        x_NF[part] = model.front(x_BCT)
-    return x_NF
-
-
-class SharedFeatures:
-    """Features of all windows of a search, which the folds of a trial share where nothing in them is fitted.
-
-    They are computed in the same batches whichever folds need them: a fold that continues has the same bits.
-
-    Parameters
-    ----------
-    index
-        Numbers of the windows, ascending.
-    """
-
-    def __init__(self, index: Index) -> None:
-        self.index = index
-        self._kept_NF: Tensor | None = None
-
-    def of(self, data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted) -> Tensor | None:
-        """Return a copy of the features (N, F) of some windows; None if folds differ, or the features are too many."""
-        if not model.has_fixed_features or len(self.index) * model.weight_OF.shape[1] > MAX_FEATURE_VALUES:
-            return None
-        if self._kept_NF is None:
-            self._kept_NF = compute_features(data, model, self.index, interrupted)
-        return self._kept_NF[torch.from_numpy(np.searchsorted(self.index, index))]
-
-
 class _Sample(NamedTuple):
     """Windows, or crops of them, that something is estimated from."""
 
+    places: Index
+    """Of the windows among the training windows."""
     numbers: Index
     weights: Tensor
     """Of the windows, as the epochs of other models draw them."""
@@ -199,27 +144,53 @@ class _Fit:
         interrupted: Interrupted,
     ) -> None:
         self.config, self.data, self.model, self.shared, self.interrupted = config, data, model, shared, interrupted
-        self.most = max(2, MAX_FEATURE_VALUES // model.weight_OF.shape[1])
+        self.most = max(2, features.MAX_FEATURE_VALUES // model.weight_OF.shape[1])
         spare = data.windows.window_samples - data.windows.crop_samples
         self.crops = min(cast(ClosedFormConfig, config.model).crops, spare + 1)
+        self.among = np.arange(len(data.train))
+        """Places of the training windows that are used."""
 
     @torch.no_grad()
     def run(self, groups_N: NDArray[Any]) -> Head:
         """Fit the model; return its linear map."""
+        data, model = self.data, self.model
+        targets_T = data.windows.targets[data.train]
+        part_T = inner_parts(groups_N[data.train], targets_T, bool(data.n_classes), self.config.seed, data.fold)
+        losses = None
+        if getattr(model, "prototypes_ST", None) is not None and int(part_T.max()):
+            losses = self._losses_without_parts(part_T)
+        self._fit_front()
+        head = self._fit_head(part_T, losses)
+        model.weight_OF.copy_(head.weight)
+        model.bias_O.copy_(head.bias)
+        return head
+
+    def _losses_without_parts(self, part_T: Tensor) -> Tensor:
+        """Return the loss of people who are left out, by penalty, where targets shape the features.
+
+        Filters and prototypes are fitted without each part of the people too. Those that knew them would make their
+        features tell the classes of the training people, and of nobody else, and the least penalty would be chosen.
+        """
+        losses = []
+        for part in range(int(part_T.max()) + 1):
+            self.among = np.flatnonzero((part_T != part).numpy())
+            self._fit_front()
+            self.among = np.arange(len(self.data.train))
+            losses.append(self._left_out_loss(part_T == part))
+        return torch.stack(losses).sum(0)
+
+    def _fit_front(self) -> None:
+        """Set all buffers of the model but those of the linear map."""
         model = self.model
         self._fit_filters()
         if isinstance(model, Covariance) and model.whitening_GDD is not None:
             self._fit_reference(model, model.whitening_GDD)
-        head = self._fit_head(groups_N)
-        model.weight_OF.copy_(head.weight)
-        model.bias_O.copy_(head.bias)
-        return head
 
     def note(self, head: Head) -> str:
         """Return what was fitted and on how many windows, in one line."""
         n, used = self.crops * len(self.data.train), len(self._sample(self.most).numbers)
         what = "training windows" if self.crops == 1 else f"crops of {n // self.crops} training windows"
-        some = f"{used} of {n} {what}, evenly spaced," if used < n else f"{n} {what}"
+        some = f"{used} of {n} {what}, drawn by seed," if used < n else f"{n} {what}"
         unit = "sum of squares" if self.model.values_O is None else "mean variance within bins"
         return (
             f"fold {self.data.fold}: {self.model.weight_OF.shape[1]} features of {some} with a penalty of "
@@ -227,19 +198,24 @@ class _Fit:
         )
 
     def _sample(self, most: int) -> _Sample:
-        """Return the training windows, or their crops, or of more than `most`, evenly spaced ones."""
-        windows, n = self.data.windows, len(self.data.train)
-        every = -(-n * self.crops // most)
-        while math.gcd(every, self.crops) > 1:  # or some places of a crop would never be taken
-            every += 1
-        place_N = np.arange(0, n * self.crops, every)
-        window_N, numbers = place_N // self.crops, self.data.train[place_N // self.crops]
+        """Return the training windows, or their crops, or `most` of them, drawn by seed.
+
+        Evenly spaced ones could be of one class, where classes follow each other in a fixed order.
+        """
+        windows, n = self.data.windows, len(self.among)
+        place_N = np.arange(n * self.crops)
+        if len(place_N) > most:  # a permutation of the windows for each place of a crop, so all places are as frequent
+            rng = np.random.default_rng(derive_seed("sample", self.config.seed, self.data.fold, most))
+            order_NC = rng.permuted(np.tile(np.arange(n)[:, None], self.crops), axis=0)
+            place_N = np.sort((order_NC * self.crops + np.arange(self.crops)).ravel()[:most])
+        window_N = self.among[place_N // self.crops]
+        numbers = self.data.train[window_N]
         offsets, targets = None, windows.targets[numbers]
         if self.crops > 1:
             spare = windows.window_samples - windows.crop_samples
             offsets = np.round(np.linspace(0, spare, self.crops)).astype(np.int64)[place_N % self.crops]
             targets = targets if self.data.n_classes else windows.target_at(numbers, offsets)
-        return _Sample(numbers, torch.from_numpy(self.data.chances[window_N]), offsets, targets)
+        return _Sample(window_N, numbers, torch.from_numpy(self.data.chances[window_N]), offsets, targets)
 
     def _read(self, some: _Sample) -> Iterator[tuple[slice, Tensor]]:
         return read_batches(self.data, self.model, some.numbers, self.interrupted, some.offsets)
@@ -292,7 +268,32 @@ class _Fit:
                 raise InterruptedEpochError
             white_DD.copy_(inverse_root(riemann_mean(c_NGDD[:, band], some.weights)))
 
-    def _fit_head(self, groups_N: NDArray[Any]) -> Head:
+    def _fit_head(self, part_T: Tensor, losses: Tensor | None) -> Head:
+        x_NF, y_N, weight_N, some = self._features()
+        part_N, how = part_T[some.places], {"standardise": self.standardise}
+        values_K = self.model.values_O
+        if values_K is None:
+            return fit_head(x_NF, y_N, weight_N, part_N, self.data.n_classes, losses_P=losses, **how)
+        bin_N = self._set_bins(y_N, weight_N, values_K)
+        return fit_discriminant(x_NF, bin_N, y_N, values_K, weight_N, part_N, squares_PT=losses, **how)
+
+    def _left_out_loss(self, left_out_T: Tensor) -> Tensor:
+        """Return the loss of windows that are left out, by penalty; see `_losses_without_parts`."""
+        x_NF, y_N, weight_N, some = self._features()
+        left_out_N, how = left_out_T[some.places], {"standardise": self.standardise}
+        values_K = self.model.values_O
+        if values_K is None:
+            return left_out_losses(x_NF, y_N, weight_N, left_out_N, self.data.n_classes, **how)
+        bin_N = self._set_bins(y_N, weight_N, values_K)
+        return left_out_squares(x_NF, bin_N, y_N, values_K, weight_N, left_out_N, **how)
+
+    @property
+    def standardise(self) -> str:
+        """How features are standardised."""
+        return cast(str, getattr(self.config.model, "standardise", "each"))
+
+    def _features(self) -> tuple[Tensor, Tensor, Tensor, _Sample]:
+        """Return features (N, F), targets and weights (N,) of training windows, and which they are."""
         data, some = self.data, self._sample(self.most)
         x_NF = None
         if self.shared and some.offsets is None:
@@ -305,13 +306,7 @@ class _Fit:
                 weight_N * class_weights(targets, data.n_classes, some.weights / some.weights.sum()).double()[targets]
             )
         y_N = torch.as_tensor(targets) if data.n_classes else torch.as_tensor((targets - data.centre) / data.scale)
-        part_N = inner_parts(groups_N[some.numbers], targets, bool(data.n_classes), self.config.seed, data.fold)
-        standardise = getattr(self.config.model, "standardise", "each")
-        values_K = self.model.values_O
-        if values_K is None:
-            return fit_head(x_NF, y_N, weight_N, part_N, data.n_classes, standardise=standardise)
-        bin_N = self._set_bins(y_N, weight_N, values_K)
-        return fit_discriminant(x_NF, bin_N, y_N, values_K, weight_N, part_N, standardise=standardise)
+        return x_NF, y_N, weight_N, some
 
     def _set_bins(self, y_N: Tensor, weight_N: Tensor, values_O: Tensor) -> Tensor:
         """Set the mean target of each bin; return the bin of each window."""

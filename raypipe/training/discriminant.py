@@ -35,7 +35,15 @@ class _Moments(NamedTuple):
 
 
 def fit_discriminant(
-    x_NF: Tensor, bin_N: Tensor, y_N: Tensor, values_K: Tensor, weight_N: Tensor, part_N: Tensor, *, standardise: str
+    x_NF: Tensor,
+    bin_N: Tensor,
+    y_N: Tensor,
+    values_K: Tensor,
+    weight_N: Tensor,
+    part_N: Tensor,
+    *,
+    standardise: str,
+    squares_PT: Tensor | None = None,
 ) -> Head:
     """Fit logits of bins, whose probabilities weight the values of the bins.
 
@@ -60,6 +68,9 @@ def fit_discriminant(
         the least squared error are chosen.
     standardise
         See `raypipe.training.linear_head.fit_head`.
+    squares_PT
+        Squared error of people who are left out, by penalty and temperature, where it is known (`left_out_squares`).
+        `part_N` is one part then.
     """
     weight_N = weight_N * (len(weight_N) / weight_N.sum())
     centre_F, spread_F = standardise_features(x_NF, weight_N, standardise)
@@ -68,19 +79,52 @@ def fit_discriminant(
     parts = [part_N == part for part in range(int(part_N.max()) + 1)]
     moments = [_moments(z_NR[inside], bin_N[inside], weight_N[inside], len(values_K)) for inside in parts]
     whole = _Moments(*(torch.stack(sums).sum(0) for sums in zip(*moments, strict=True)))
-    squares_PT = torch.zeros(len(PENALTIES), len(INVERSE_TEMPERATURES), dtype=torch.float64)
-    for inside, own in zip(parts, moments, strict=True):
-        fit = _Within(whole.without(own) if len(parts) > 1 else whole)
-        for place, penalty in enumerate(PENALTIES):
-            eta_NK = fit.logits(z_NR[inside], penalty)
-            for column, inverse in enumerate(INVERSE_TEMPERATURES):
-                error_N = (inverse * eta_NK).softmax(-1) @ values_K - y_N[inside]
-                squares_PT[place, column] += weight_N[inside] @ error_N.square()
+    if squares_PT is None:
+        fits = [_Within(whole.without(own) if len(parts) > 1 else whole) for own in moments]
+        squares_PT = torch.stack(
+            [
+                _squares(fit, z_NR[inside], y_N[inside], values_K, weight_N[inside])
+                for fit, inside in zip(fits, parts, strict=True)
+            ]
+        ).sum(0)
     place, column = divmod(int(squares_PT.argmin()), len(INVERSE_TEMPERATURES))
     weight_RK, bias_K = _Within(whole).maps(PENALTIES[place])
     weight_KF = INVERSE_TEMPERATURES[column] * (axes_FR @ weight_RK).T / spread_F
     bias_K = INVERSE_TEMPERATURES[column] * bias_K - weight_KF @ centre_F
     return Head(weight_KF, bias_K, PENALTIES[place], float(squares_PT.min()) / len(y_N))
+
+
+def left_out_squares(
+    x_NF: Tensor,
+    bin_N: Tensor,
+    y_N: Tensor,
+    values_K: Tensor,
+    weight_N: Tensor,
+    left_out_N: Tensor,
+    *,
+    standardise: str,
+) -> Tensor:
+    """Return the weighted squared error (penalties, temperatures) of windows that are left out, by a fit on the others.
+
+    For features that are fitted without these windows themselves. `left_out_N` is True for the windows that are left
+    out. Other parameters are those of `fit_discriminant`.
+    """
+    weight_N = weight_N * (len(weight_N) / weight_N.sum())
+    standardise_features(x_NF, weight_N, standardise)
+    z_NR = x_NF @ principal_axes(x_NF, weight_N)[0]
+    kept_N = ~left_out_N
+    fit = _Within(_moments(z_NR[kept_N], bin_N[kept_N], weight_N[kept_N], len(values_K)))
+    return _squares(fit, z_NR[left_out_N], y_N[left_out_N], values_K, weight_N[left_out_N])
+
+
+def _squares(fit: _Within, z_NR: Tensor, y_N: Tensor, values_K: Tensor, weight_N: Tensor) -> Tensor:
+    """Return the weighted squared error of windows, by penalty and temperature."""
+    squares_PT = torch.zeros(len(PENALTIES), len(INVERSE_TEMPERATURES), dtype=torch.float64)
+    for place, penalty in enumerate(PENALTIES):
+        eta_NK = fit.logits(z_NR, penalty)
+        for column, inverse in enumerate(INVERSE_TEMPERATURES):
+            squares_PT[place, column] = weight_N @ ((inverse * eta_NK).softmax(-1) @ values_K - y_N).square()
+    return squares_PT
 
 
 def _moments(z_NR: Tensor, bin_N: Tensor, weight_N: Tensor, n_bins: int) -> _Moments:

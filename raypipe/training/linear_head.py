@@ -45,7 +45,14 @@ class Head(NamedTuple):
 
 
 def fit_head(
-    x_NF: Tensor, y_N: Tensor, weight_N: Tensor, part_N: Tensor, n_classes: int, *, standardise: str = "each"
+    x_NF: Tensor,
+    y_N: Tensor,
+    weight_N: Tensor,
+    part_N: Tensor,
+    n_classes: int,
+    *,
+    standardise: str = "each",
+    losses_P: Tensor | None = None,
 ) -> Head:
     """Fit a linear map of features to values, or to logits of classes.
 
@@ -65,18 +72,19 @@ def fit_head(
     standardise
         ``each``, divide features by their standard deviations; ``all``, all by one number, which keeps the distances
         between windows; ``half``, each by the root of its standard deviation, and all by one number.
+    losses_P
+        Loss of people who are left out, by penalty, where it is known (`left_out_losses`). `part_N` is not used then.
     """
     weight_N = weight_N * (len(weight_N) / weight_N.sum())
-    present = torch.unique(y_N[weight_N > 0]).long() if n_classes else torch.zeros(1, dtype=torch.int64)
+    present = _present(y_N, weight_N, n_classes)
     if n_classes and len(present) == 1:
         bias_K = torch.full((n_classes,), -_ABSENT, dtype=torch.float64).index_fill(0, present, 0.0)
         return Head(torch.zeros(n_classes, x_NF.shape[1], dtype=torch.float64), bias_K, PENALTIES[0], 0.0)
-    target = torch.searchsorted(present, y_N.long()) if n_classes else y_N.double()
-    n_values = target.shape[1] if target.ndim == 2 else 1
     centre_F, spread_F = standardise_features(x_NF, weight_N, standardise)
     axes_FR, square_R = principal_axes(x_NF, weight_N)
-    problem = _Problem(x_NF @ axes_FR, square_R, target, len(present) if n_classes else 0)
-    penalty = _choose_penalty(problem, weight_N, part_N)
+    problem = _Problem(x_NF @ axes_FR, square_R, _target(y_N, present, n_classes), len(present) if n_classes else 0)
+    n_values = problem.values_N1K.shape[2]
+    penalty = _choose_penalty(problem, weight_N, part_N) if losses_P is None else PENALTIES[int(losses_P.argmin())]
     b_R1K, (loss,) = problem.fit(weight_N[:, None], penalty * float(square_R.sum()), "fit")
     weight_KF, bias_K = (axes_FR @ b_R1K[:-1, 0]).T / spread_F, b_R1K[-1, 0]
     bias_K = bias_K - weight_KF @ centre_F
@@ -89,6 +97,40 @@ def fit_head(
         weight_KF, bias_K = weight_OF, bias_O
     per_value = 1.0 if n_classes else 2.0 / n_values  # the fit has half the squared error
     return Head(weight_KF, bias_K, penalty, per_value * float(loss) / len(y_N))
+
+
+def left_out_losses(
+    x_NF: Tensor, y_N: Tensor, weight_N: Tensor, left_out_N: Tensor, n_classes: int, *, standardise: str = "each"
+) -> Tensor:
+    """Return the weighted loss of windows that are left out, predicted by a fit on the others with each of `PENALTIES`.
+
+    For features that are fitted without these windows themselves, which `fit_head` cannot know. `left_out_N` is True
+    for the windows that are left out. Other parameters are those of `fit_head`.
+    """
+    weight_N = weight_N * (len(weight_N) / weight_N.sum())
+    present = _present(y_N, weight_N, n_classes)
+    if n_classes and len(present) == 1:
+        return torch.zeros(len(PENALTIES), dtype=torch.float64)
+    standardise_features(x_NF, weight_N, standardise)
+    axes_FR, square_R = principal_axes(x_NF, weight_N)
+    problem = _Problem(x_NF @ axes_FR, square_R, _target(y_N, present, n_classes), len(present) if n_classes else 0)
+    losses: list[Tensor] = []
+    b_X1K: Tensor | None = None
+    for penalty in PENALTIES:
+        kept_N1 = (weight_N * ~left_out_N)[:, None]
+        b_X1K, _ = problem.fit(kept_N1, penalty * float(square_R.sum()), "choice", b_X1K)
+        losses.append((weight_N * left_out_N) @ problem.losses(problem.outputs(b_X1K))[:, 0])
+    return torch.stack(losses)
+
+
+def _present(y_N: Tensor, weight_N: Tensor, n_classes: int) -> Tensor:
+    """Return the classes that windows with a weight have; one 0 for values."""
+    return torch.unique(y_N[weight_N > 0]).long() if n_classes else torch.zeros(1, dtype=torch.int64)
+
+
+def _target(y_N: Tensor, present: Tensor, n_classes: int) -> Tensor:
+    """Return the values, or the places of the classes among those that are present."""
+    return torch.searchsorted(present, y_N.long()) if n_classes else y_N.double()
 
 
 def standardise_features(x_NF: Tensor, weight_N: Tensor, how: str) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ from raypipe.storage.records import best_epoch
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.training import checkpoint
-from raypipe.training.closed_form import ClosedFormTrainer, SharedFeatures
+from raypipe.training.closed_form import ClosedFormTrainer
+from raypipe.training.features import SharedFeatures
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.training.stacked_trainer import StackedTrainer, stackable

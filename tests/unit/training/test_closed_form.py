@@ -20,8 +20,9 @@ from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.check import check_submission
 from raypipe.packaging.submission import export_submission
-from raypipe.training import checkpoint, closed_form
-from raypipe.training.closed_form import ClosedFormTrainer, SharedFeatures, inner_parts
+from raypipe.training import checkpoint, closed_form, features
+from raypipe.training.closed_form import ClosedFormTrainer, inner_parts
+from raypipe.training.features import SharedFeatures
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.trial.failures import OUT_OF_MEMORY, Failure, retry_or_fail
 from raypipe.trial.local import run_trial
@@ -115,7 +116,7 @@ def test_held_out_windows_change_nothing_that_is_fitted(windows):
 
 def test_batches_do_not_change_numbers(windows, monkeypatch):
     one = trainer(windows, **MODELS["covariance"]).run_epoch()
-    monkeypatch.setattr(closed_form, "BATCH_VALUES", 1000)
+    monkeypatch.setattr(features, "BATCH_VALUES", 1000)
     np.testing.assert_allclose(
         trainer(windows, **MODELS["covariance"]).run_epoch().predictions, one.predictions, rtol=1e-5
     )
@@ -132,15 +133,46 @@ def test_folds_share_features_in_which_nothing_is_fitted(windows):
     assert shared.of(everything.data, everything.model, everything.data.train, lambda: False) is None
 
 
-def test_more_windows_than_fit_in_memory_are_left_out_evenly_and_said(windows, monkeypatch):
+def test_more_windows_than_fit_in_memory_are_left_out_and_said(windows, monkeypatch):
     one = trainer(windows, **MODELS["band power"])
     one.run_epoch()
     assert one.note.startswith(f"fold 0: 16 features of {len(one.data.train)} training windows with a penalty of ")
-    monkeypatch.setattr(closed_form, "MAX_FEATURE_VALUES", 16 * len(one.data.train) // 2)
+    monkeypatch.setattr(features, "MAX_FEATURE_VALUES", 16 * len(one.data.train) // 2)
     other = trainer(windows, **MODELS["band power"])
     other.run_epoch()
     half = len(one.data.train) // 2
-    assert f"{half} of {len(one.data.train)} training windows, evenly spaced, with" in other.note
+    assert f"{half} of {len(one.data.train)} training windows, drawn by seed, with" in other.note
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 4])
+def test_a_part_of_the_windows_has_the_classes_of_all_in_whatever_order_they_follow_each_other(n_classes):
+    windows = ToyWindows(subjects=6, each=60, channels=2, classes=True)
+    windows.targets = np.arange(len(windows)) % n_classes
+    one = trainer(windows, **MODELS["covariance"])
+    fit = closed_form._Fit(one.config, one.data, one.model, None, lambda: False)
+    n = len(one.data.train)
+    for share in (2, 3, 4, 6):
+        counts = np.bincount(fit._sample(n // share).targets, minlength=n_classes)
+        assert counts.sum() == n // share and counts.min() > 0.5 * n / share / n_classes
+
+
+@pytest.mark.parametrize("bins", [0, 3])
+def test_filters_that_know_the_people_who_are_left_out_do_not_choose_the_penalty(bins, monkeypatch):
+    """Of noise, filters fitted on the targets make features that tell the classes of the same windows only."""
+    windows = ToyWindows(subjects=12, each=20, channels=12, classes=not bins)
+    windows.x = np.random.default_rng(1).standard_normal(windows.x.shape).astype(np.float32)
+    params = MODELS["prototypes"] | ({"model/bins": bins} if bins else {})
+    fitted, heads = [], []
+    responses = closed_form.fit_responses
+    monkeypatch.setattr(closed_form, "fit_responses", lambda *args: fitted.append(args) or responses(*args))
+    for knows in (True, False):
+        one = trainer(windows, **params)
+        fit = closed_form._Fit(one.config, one.data, one.model, None, lambda: False)
+        if knows:
+            monkeypatch.setattr(fit, "_losses_without_parts", lambda parts: None)
+        heads.append(fit.run(one.groups_N))
+    assert len(fitted) == 1 + 5 + 1, "once for all windows, and once without each part"
+    assert heads[1].penalty >= 3 * heads[0].penalty
 
 
 def test_a_fit_on_crops_is_one_on_windows_that_are_cut_there(windows):
