@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from raypipe.core.config import SamConfig
 from raypipe.training import torch_compat
-from raypipe.training.optim import gradients_of, parameters_of
+from raypipe.training.optim import parameters_of
 
 Method = Literal["sam", "asam", "looksam", "msam"]
 
@@ -30,7 +30,9 @@ class Sam:
     - ``msam`` (Becker et al. 2024, arXiv:2401.12033, algorithm 1): ``w - rho v / |v|`` with the optimiser's own
       momentum v (AdamW's first moment), so that one pass is enough. The first step is a plain one.
 
-    Norms are over all perturbed parameters together.
+    Norms are over all perturbed parameters together. Parameters may lack a gradient in some steps, as with LayerDrop.
+    LookSAM keeps a part for those that have one in both passes. A later step adds it to the same parameters, if they
+    have a gradient again, and takes both norms over these.
 
     Parameters
     ----------
@@ -61,8 +63,11 @@ class Sam:
         self._chosen = None if parameters is None else {id(parameter) for parameter in parameters}
         self._weights: list[Tensor] = []
         self._saved: list[Tensor] = []
-        self._plain: list[Tensor] = []
-        self._orthogonal: list[Tensor] = []  # the same tensors from step to step: a CUDA graph has their addresses
+        self._plain: dict[Tensor, Tensor] = {}  # gradients by parameter
+        self._orthogonal: dict[
+            Tensor, Tensor
+        ] = {}  # the same tensors from step to step: a CUDA graph has their addresses
+        self._kept_of: list[Tensor] = []  # parameters that the last second gradient kept a part of
         self._kept, self._steps_since = False, 0
 
     @property
@@ -93,7 +98,7 @@ class Sam:
             raise RuntimeError("the weights are perturbed already; restore() comes first")
         weights, directions = self._directions()
         if self.method == "looksam":
-            self._plain = gradients_of(self.optimizer)
+            self._plain = self._gradients()
         if not weights:
             return torch.tensor(True)
         sizes = torch_compat.foreach_abs(weights) if self.method == "asam" else ()
@@ -122,6 +127,9 @@ class Sam:
                 directions.append(direction)
         return weights, directions
 
+    def _gradients(self) -> dict[Tensor, Tensor]:
+        return {weight: weight.grad for weight in parameters_of(self.optimizer) if weight.grad is not None}
+
     def _momentum(self, weight: Tensor) -> Tensor | None:
         state = self.optimizer.state.get(weight, {})
         momentum = state.get("exp_avg", state.get("momentum_buffer"))
@@ -136,7 +144,7 @@ class Sam:
 
     def forget(self) -> None:
         """Take the weights for unperturbed: what was captured for a CUDA graph was not computed."""
-        self._weights, self._saved, self._plain = [], [], []
+        self._weights, self._saved, self._plain = [], [], {}
 
     @torch.no_grad()
     def keep_orthogonal(self) -> None:
@@ -144,26 +152,36 @@ class Sam:
 
         The gradients may be clipped before: their length does not matter, since the part is scaled when it is added.
         """
-        if not self._plain:
+        if self.method != "looksam":
             return
-        sharp, plain = gradients_of(self.optimizer), self._plain
+        found = self._gradients()
+        self._kept_of = [weight for weight in found if weight in self._plain]
+        sharp, plain = [found[w] for w in self._kept_of], [self._plain[w] for w in self._kept_of]
+        self._plain = {}
+        if not sharp:
+            return
         product = torch.stack([(s * p).sum() for s, p in zip(sharp, plain, strict=True)]).double().sum()
         square = _norm(plain).double().square()
         along = torch.where(square > 0.0, product / square, 0.0)
-        if not self._orthogonal:
-            self._orthogonal = [torch.empty_like(s) for s in sharp]
-        torch_compat.foreach_copy_(self._orthogonal, sharp)
-        torch_compat.add_scaled_(self._orthogonal, plain, -along)
-        self._plain = []
+        for weight in self._kept_of:
+            if weight not in self._orthogonal:
+                self._orthogonal[weight] = torch.empty_like(found[weight])
+        orthogonal = [self._orthogonal[weight] for weight in self._kept_of]
+        torch_compat.foreach_copy_(orthogonal, sharp)
+        torch_compat.add_scaled_(orthogonal, plain, -along)
 
     @torch.no_grad()
     def add_orthogonal(self) -> None:
         """For LookSAM, add the kept part to the gradients, scaled to `alpha` times their norm."""
         if self.method != "looksam":
             return
-        gradients = gradients_of(self.optimizer)
-        size = self.alpha * _norm(gradients).double() / (_norm(self._orthogonal).double() + _TINY)
-        torch_compat.add_scaled_(gradients, self._orthogonal, size)
+        found = self._gradients()
+        both = [weight for weight in self._kept_of if weight in found]
+        if not both:
+            return
+        gradients, orthogonal = [found[weight] for weight in both], [self._orthogonal[weight] for weight in both]
+        size = self.alpha * _norm(gradients).double() / (_norm(orthogonal).double() + _TINY)
+        torch_compat.add_scaled_(gradients, orthogonal, size)
 
     def count(self, *, second_pass: bool) -> None:
         """Count a step that was taken, for LookSAM."""
@@ -176,7 +194,7 @@ class Sam:
         It is called at the start of every epoch. So there is nothing to save between epochs, and folds whose epochs
         differ in length compute second gradients at the same steps.
         """
-        self._kept, self._steps_since, self._plain = False, 0, []
+        self._kept, self._steps_since, self._plain = False, 0, {}
 
 
 def make_sam(config: SamConfig, optimizer: Optimizer, model: nn.Module) -> Sam | None:

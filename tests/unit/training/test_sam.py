@@ -386,8 +386,69 @@ def test_looksam_is_unmoved_by_the_scale_of_the_loss() -> None:
         model.zero_grad()
         (loss_of(model, 0) * scale).backward()  # type: ignore[no-untyped-call]
         sam.keep_orthogonal()
-        kept, along = parameters_to_vector(sam._orthogonal), parameters_to_vector(plain)
+        kept, along = parameters_to_vector(sam._orthogonal.values()), parameters_to_vector(plain)
         assert abs(torch.cosine_similarity(kept, along, dim=0, eps=0.0).item()) < 1e-9
+
+
+class Skipping(nn.Module):
+    """Two layers of one shape, of which a step may leave one out (LayerDrop)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in "ab"}).double()
+
+    def gradients(self, used: str, number: int) -> dict[str, Tensor]:
+        """Compute the gradients of a batch with the layers in `used` alone."""
+        self.zero_grad()
+        x = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+        torch.stack([self.layers[name](x).tanh() for name in used]).sum(0).square().mean().backward()  # type: ignore[no-untyped-call]
+        return self.present()
+
+    def present(self) -> dict[str, Tensor]:
+        found = {name: self.layers[name].weight.grad for name in "ab"}
+        return {name: grad.clone() for name, grad in found.items() if isinstance(grad, Tensor)}
+
+
+@pytest.mark.parametrize("second", ["a", "b", "ab"])
+@pytest.mark.parametrize("later", ["a", "b", "ab"])
+@pytest.mark.parametrize("earlier", ["", "ab"])
+def test_looksam_adds_a_kept_part_to_its_own_layer(second: str, later: str, earlier: str) -> None:
+    """Layers that a step left out get no other layer's part, and none of an earlier second gradient."""
+    model = Skipping()
+    sam = Sam(adamw(model), rho=0.2, method="looksam", alpha=0.7)
+    for number, used in enumerate(filter(None, [earlier, second])):
+        plain = model.gradients(used, number)
+        sam.perturb()
+        sharp = model.gradients(used, number)
+        sam.restore()
+        sam.keep_orthogonal()
+    g, h = (torch.cat([grads[name].flatten() for name in second]) for grads in (plain, sharp))
+    v = dict(zip(second, (h - (h @ g) / (g @ g) * g).view(-1, 3, 3), strict=True))
+    before = model.gradients(later, 5)
+    sam.add_orthogonal()
+    after = model.present()
+    both = sorted(set(second) & set(later))
+    assert after.keys() == before.keys() == set(later)
+    for name in later:
+        if name not in both:
+            assert torch.equal(after[name], before[name])
+            continue
+        length, unit = (torch.stack([tensors[name] for name in both]).norm() for tensors in (before, v))
+        close(after[name], before[name] + 0.7 * length / unit * v[name])
+
+
+def test_looksam_keeps_what_both_passes_have() -> None:
+    model = Skipping()
+    sam = Sam(adamw(model), rho=0.2, method="looksam")
+    model.gradients("ab", 0)
+    sam.perturb()
+    model.gradients("b", 0)
+    sam.restore()
+    sam.keep_orthogonal()
+    before = model.gradients("ab", 1)
+    sam.add_orthogonal()
+    assert torch.equal(model.present()["a"], before["a"]) and apart(model.present()["b"], before["b"])
 
 
 def test_restart_computes_a_second_gradient_again() -> None:
