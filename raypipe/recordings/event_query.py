@@ -32,9 +32,12 @@ MAX_DEPTH = 30
 """Levels of nesting."""
 MAX_NUMBER = 1e300
 """Largest constant."""
-TEXT, NUMBER, STRICT_NUMBER, TRUTH = "text", "number", "strict number", "truth"
+TEXT, NUMBER, STRICT_NUMBER, TRUTH, CELLS = "text", "number", "strict number", "truth", "cells"
 """How a column is read: for a comparison with texts; for equality with numbers, where other cells are unequal to all;
-for order and arithmetic, where all cells must be numbers or missing; and as a condition of its own."""
+for order and arithmetic, where all cells must be numbers or missing; as a condition of its own; and for equality with
+another column, where each cell is a number, missing or text."""
+_PAIRED = "="
+"""Stands before the name of a column that is read as `CELLS`, beside its other uses."""
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -93,6 +96,10 @@ class EventQuery:
         if self.kinds[name] == TEXT:
             return np.array(cells, object)
         numbers = [_TRUTHS.get(cell.lower(), parse_number(cell)) for cell in cells]
+        if self.kinds[name] == CELLS:
+            missing = float("nan")
+            pairs = zip(cells, numbers, strict=True)
+            return np.array([(missing if is_missing(cell) else cell) if n is None else n for cell, n in pairs], object)
         if self.kinds[name] != NUMBER:
             for row, (cell, number) in enumerate(zip(cells, numbers, strict=True)):
                 odd = not is_missing(cell) if number is None else self.kinds[name] == TRUTH and number not in (0, 1)
@@ -132,19 +139,21 @@ def parse_query(text: str) -> EventQuery:
     kinds: dict[str, str] = {}
     try:
         for name, kind in _check_condition(tree, 0):
-            kinds[name] = _joined(kinds.get(name, kind), kind, names.get(name, name))
+            key = _PAIRED + name if kind == CELLS else name
+            kinds[key] = _joined(kinds.get(key, kind), kind, names.get(name, name))
     except _RefusedError as error:
         raise UserError(f"--select {text!r}: {error}") from None
     if not kinds:
         raise UserError(f"--select {text!r}: names no column")
-    return EventQuery(text, tree, {name: names.get(name, name) for name in kinds}, kinds)
+    own = {key: key.removeprefix(_PAIRED) for key in kinds}
+    return EventQuery(text, tree, {key: names.get(name, name) for key, name in own.items()}, kinds)
 
 
 def _joined(one: str, other: str, column: str) -> str:
     """Return how a column is read that is used in two ways."""
     if one != other and TEXT in (one, other):
         raise _RefusedError(f"column '{column}' is compared with text and with numbers; use one of them")
-    return next(kind for kind in (TEXT, STRICT_NUMBER, TRUTH, NUMBER) if kind in (one, other))
+    return next(kind for kind in (TEXT, STRICT_NUMBER, TRUTH, NUMBER, CELLS) if kind in (one, other))
 
 
 class _RefusedError(Exception):
@@ -174,16 +183,28 @@ def _check_condition(node: ast.expr, depth: int) -> Iterator[tuple[str, str]]:
 def _check_comparison(node: ast.Compare, depth: int) -> Iterator[tuple[str, str]]:
     sides = [node.left, *node.comparators]
     for left, test, right in zip(sides, node.ops, sides[1:], strict=False):
-        parts = [left, *_compared_with(node, test, right)]
+        members = _compared_with(node, test, right)
+        paired = [part for part in members if _are_paired(left, test, part)]
+        if paired:
+            yield from ((part.id, CELLS) for part in (left, *paired) if isinstance(part, ast.Name))
+            members = [part for part in members if part not in paired]
+            if not members:
+                continue
+        parts = [left, *members]
         texts = [part for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
         numbers = [part for part in parts if not isinstance(part, ast.Name) and part not in texts]
         if texts and numbers:
             raise _RefusedError(f"'{_shown(node)}' compares text with numbers; use one of them")
         is_order = type(test) in _ORDERS
-        kind = TEXT if texts or not (numbers or is_order) else STRICT_NUMBER if is_order else NUMBER
+        kind = TEXT if texts else STRICT_NUMBER if is_order else NUMBER
         yield from ((part.id, kind) for part in parts if isinstance(part, ast.Name))
         for number in numbers:
             yield from _check_number(number, depth + 1)
+
+
+def _are_paired(left: ast.expr, test: ast.cmpop, right: ast.expr) -> bool:
+    """Return whether two columns are compared for equality: their cells, such as ``1`` and ``1.0``, not their text."""
+    return isinstance(left, ast.Name) and isinstance(right, ast.Name) and type(test) not in _ORDERS
 
 
 def _compared_with(node: ast.Compare, test: ast.cmpop, right: ast.expr) -> list[ast.expr]:
@@ -242,13 +263,18 @@ def _truth(node: ast.expr, columns: Columns) -> NDArray[np.bool_]:
 def _compared(
     left: ast.expr, test: ast.cmpop, right: ast.expr, columns: Mapping[str, NDArray[Any]]
 ) -> NDArray[np.bool_]:
-    value = _value(left, columns)
     if isinstance(test, ast.In | ast.NotIn):
         assert isinstance(right, ast.List | ast.Tuple | ast.Set)
-        equal = np.broadcast_arrays(*[np.asarray(value == _value(part, columns)) for part in right.elts])
-        found = np.logical_or.reduce(equal)
+        found = np.logical_or.reduce(
+            np.broadcast_arrays(*[_compared(left, ast.Eq(), part, columns) for part in right.elts])
+        )
         return np.asarray(found if isinstance(test, ast.In) else np.logical_not(found))
-    return np.asarray((_EQUALITIES | _ORDERS)[type(test)](value, _value(right, columns)), bool)
+    if _are_paired(left, test, right):
+        assert isinstance(left, ast.Name) and isinstance(right, ast.Name)
+        sides = columns[_PAIRED + left.id], columns[_PAIRED + right.id]
+    else:
+        sides = _value(left, columns), _value(right, columns)
+    return np.asarray((_EQUALITIES | _ORDERS)[type(test)](*sides), bool)
 
 
 def _value(node: ast.expr, columns: Columns) -> Any:

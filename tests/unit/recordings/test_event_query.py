@@ -50,6 +50,13 @@ def rows(text, events=EVENTS):
         ("correct", [0, 3]),
         ("Trial_Type == 'target'", [0, 2]),
         ("trial_type == `my col`", []),
+        ("correct == value", [0, 3]),
+        ("correct != value", [1, 2]),
+        ("correct == value and correct == 1 and value != 'True'", [0]),
+        ("correct in [value, odd]", [0, 3]),
+        ("correct in [odd, 0]", [1, 3]),
+        ("trial_type == trial_type", [0, 1, 2]),
+        ("value in [correct, 'boundary']", [0, 1, 3]),
         ("correct and rt > 1", [3]),
     ],
 )
@@ -125,4 +132,27 @@ def test_a_condition_takes_the_rows_that_pandas_takes(cells, condition):
         dtype=object,
     )
     typed = text.assign(number=[float("nan") if number is None else number for number, _ in cells])
+    assert rows(condition, text) == typed.query(condition, engine="python").index.tolist()
+
+
+CELLS = st.one_of(
+    st.tuples(*[st.lists(NUMBERS | st.none(), min_size=6, max_size=6)] * 2),
+    st.tuples(*[st.lists(TEXTS | st.none(), min_size=6, max_size=6)] * 2),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    columns=CELLS,
+    condition=st.sampled_from(["a == b", "a != b", "b == a != b", "not a == b", "a == a"]),
+    spelling=st.lists(st.sampled_from([str, "{:g}".format, "{:.2f}".format]), min_size=6, max_size=6),
+)
+def test_two_columns_are_compared_as_pandas_does(columns, condition, spelling):
+    def written(cells, how):
+        pairs = zip(cells, how, strict=True)
+        return ["n/a" if cell is None else cell if isinstance(cell, str) else form(cell) for cell, form in pairs]
+
+    a, b = columns
+    text = pd.DataFrame({"a": written(a, spelling), "b": written(b, spelling[::-1])}, dtype=object)
+    typed = pd.DataFrame({"a": pd.Series(a).fillna(float("nan")), "b": pd.Series(b).fillna(float("nan"))})
     assert rows(condition, text) == typed.query(condition, engine="python").index.tolist()
