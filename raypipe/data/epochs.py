@@ -17,7 +17,7 @@ from raypipe.core.metrics import Kind, metric_for
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import Ledger
 from raypipe.data.epochs_checks import check_overlaps, check_same, common_channels, readable
-from raypipe.data.epochs_files import EpochsSource, entity_of, find_epochs
+from raypipe.data.epochs_files import EpochsSource, entity_of, find_epochs, note_on_parts
 from raypipe.data.given_column import column, is_missing_value
 from raypipe.data.given_labels import are_codes, read_labels
 from raypipe.data.given_subjects import read_groups, read_subjects, recording_keys
@@ -168,6 +168,7 @@ def store_of_epochs(
     wanted, ledger = parse_target(target), Ledger()
     channels = (channels,) if isinstance(channels, str) else channels
     found = find_epochs(epochs)
+    ledger.notes += note_on_parts(found)
     sources = readable(found, ledger) if skip_unreadable else found
     names = common_channels(sources, channels)
     check_same(sources)

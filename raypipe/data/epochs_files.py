@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError, first_line, nearest
-from raypipe.recordings.fif import check_whole, is_fif
+from raypipe.recordings.fif import check_whole, is_fif, next_part
 from raypipe.recordings.recording import entities_of
 from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.recordings.tables import find_column, list_some
@@ -25,6 +25,11 @@ DAMAGED = "damaged: MNE cannot read its epochs"
 BLOCK_BYTES = 1 << 25
 """Bytes of epochs, as float64, that are in memory at a time."""
 _SUFFIX = re.compile(r"[-_](?:epo|epochs)$", re.IGNORECASE)
+_LATER_PART = (
+    re.compile(r"(?P<before>.+[-_](?:epo|epochs))-(?P<number>\d+)(?P<after>)", re.IGNORECASE),
+    re.compile(r"(?P<before>.+_split-)(?P<number>\d+)(?P<after>(?:_.+)?)"),
+)
+"""Stems of the later files of epochs that MNE has split by size: ``-1``, or ``_split-02_`` in BIDS' way."""
 
 
 @dataclass
@@ -37,6 +42,8 @@ class EpochsSource:
     """Epochs in memory."""
     number: int = 0
     """Place among the sources."""
+    later: tuple[Path, ...] = ()
+    """Files that go on from it and were given too; MNE reads them with it."""
     _header: list[Any] = field(default_factory=list, repr=False)
 
     @property
@@ -147,6 +154,8 @@ class EpochsFacts:
 
 def _facts(source: EpochsSource) -> EpochsFacts:
     epochs = source.open()
+    if source.path is not None:
+        _check_is_first(source.path, epochs)
     if not len(epochs):
         reasons = ", ".join(f"{n} {reason}" for reason, n in _dropped(epochs).items())
         raise UserError(f"{source.name}: it holds no epochs{f' (dropped: {reasons})' if reasons else ''}")
@@ -206,7 +215,10 @@ def read_epochs_file(path: Path) -> Any:
         raise UserError(f"{path}: no such file")
     if not is_fif(path):
         raise UnreadableRecordingError(f"{path}: not a FIF file of MNE epochs")
-    check_whole(path)
+    for part in [path, *sorted(_parts_after(path))]:
+        if not part.is_file():
+            raise UnreadableRecordingError(f"{path}: split, and its part {part.name} is not there")
+        check_whole(part)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that do not end as MNE's do
@@ -236,9 +248,63 @@ def find_epochs(epochs: Any) -> list[EpochsSource]:
             raise UserError(f"epochs: a {type(each).__name__} is neither MNE epochs nor a file of them")
     if not found:
         raise UserError("epochs: there are none")
+    found = _without_later_parts(found)
     for number, source in enumerate(found):
         source.number = number
     return found
+
+
+def _without_later_parts(sources: list[EpochsSource]) -> list[EpochsSource]:
+    """Leave out the files that go on from others: MNE reads them with the first one of a split file."""
+    later: set[Path] = set()
+    for source in sources:
+        parts = _parts_after(source.path) if source.path else set()
+        source.later = tuple(other.path for other in sources if other.path and other.path.resolve() in parts)
+        later |= parts
+    return [source for source in sources if source.path is None or source.path.resolve() not in later]
+
+
+def _parts_after(path: Path) -> set[Path]:
+    """Return the files that go on from a file, one after another, as they name each other."""
+    found: set[Path] = set()
+    following = _next(path)
+    while following is not None and following.resolve() not in found | {path.resolve()}:
+        found.add(following.resolve())
+        following = _next(following)
+    return found
+
+
+def _next(path: Path) -> Path | None:
+    return next_part(path) if path.is_file() and is_fif(path) else None
+
+
+def note_on_parts(sources: Sequence[EpochsSource]) -> list[str]:
+    """Return a sentence on the files that go on from others; none if there are none."""
+    later = [path.name for source in sources for path in source.later]
+    return [f"Later parts of split files are read with their first ({list_some(later)})."] if later else []
+
+
+def _check_is_first(path: Path, epochs: Any) -> None:
+    """Refuse a later part of a split file that is given without its first.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        It is one: the file before it names it, or is not there and MNE has left the first epochs to that.
+    """
+    found = next(filter(None, (pattern.fullmatch(path.stem) for pattern in _LATER_PART)), None)
+    if found is None:
+        return
+    before, digits, after = found["before"], found["number"], found["after"]
+    number, is_bids = int(digits), before.endswith("_split-")
+    stem = f"{before}{number - 1:0{len(digits)}d}{after}" if is_bids else f"{before}-{number - 1}".removesuffix("-0")
+    previous = path.with_name(f"{stem}{path.suffix}")
+    goes_on = _next(previous) == path if previous.is_file() else epochs.drop_log[:1] == (("IGNORED",),)
+    if number > is_bids and goes_on:
+        raise UnreadableRecordingError(
+            f"{path}: a later part of a split file, without its epochs in {previous.name}; give the first file"
+            f"{'' if previous.is_file() else ', which is not there'}"
+        )
 
 
 def is_epochs(value: object) -> bool:

@@ -85,7 +85,7 @@ def from_moabb(
         stored: dict[str, Any] = {"crop": crop, "dtype": dtype, "metric": metric, "progress": progress}
         return store_of_epochs(
             "moabb",
-            f"{kept}/*_epo.fif",
+            sorted(Path(kept).glob("*_epo.fif")),
             subject="metadata:subject",
             target=f"metadata:{TARGET}",
             out=folder,

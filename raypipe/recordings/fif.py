@@ -24,6 +24,9 @@ _SPLICES = ("bad boundary", "edge boundary", "boundary", "new segment/")
 _TAG = struct.Struct(">4i")
 _FILE_ID = (100, 31, 20)
 """Kind, type and size of the first tag of a file."""
+_ROLE, _NEXT_FILE, _FILE_NAME = 115, 2, 118
+"""Kind of the tag that says what a reference to another file means, its value for the next part of a split file, and
+kind of the tag with that file's name."""
 _TYPES = {"stim": "trig"}
 """Types of MNE that channels.tsv calls otherwise."""
 
@@ -146,6 +149,28 @@ def check_whole(path: Path) -> None:
             if following == -1 and place <= size:
                 return
     raise UnreadableRecordingError(f"{path}: truncated: it has {size} bytes and lacks its last tag")
+
+
+def next_part(path: Path) -> Path | None:
+    """Return the file that goes on from a FIF file which was split by size, as the file itself names it; None if none.
+
+    Names alone do not say it: ``a-1.fif`` may be another recording than ``a.fif``.
+    """
+    size, role, place = path.stat().st_size, 0, 0
+    with open(path, "rb") as file:
+        while place + _TAG.size <= size:
+            file.seek(place)
+            kind, _, length, following = _TAG.unpack(file.read(_TAG.size))
+            if kind in (_ROLE, _FILE_NAME) and 0 < length <= 1000:
+                content = file.read(length)
+                if kind == _ROLE:
+                    role = int.from_bytes(content, "big")
+                elif role == _NEXT_FILE:
+                    return path.parent / content.decode("latin-1")
+            last, place = place, following if following > 0 else place + _TAG.size + length
+            if following < 0 or place <= last:
+                break
+    return None
 
 
 def companions(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import mne
@@ -13,7 +14,7 @@ import pytest
 from raypipe.core.errors import UserError
 from raypipe.data import epochs_files
 from raypipe.data.epochs import from_epochs
-from raypipe.data.epochs_files import DAMAGED
+from raypipe.data.epochs_files import DAMAGED, find_epochs
 from raypipe.data.prepare import prepare
 from raypipe.data.splits import audit_subjects, folds_of
 from raypipe.data.window_store import WindowStore
@@ -336,6 +337,52 @@ def test_where_no_file_can_be_read_there_is_nothing_to_skip_to(tmp_path):
     (tmp_path / "sub-1_epo.fif").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"^no file can be read; the last one: .*sub-1_epo\.fif: not a FIF file"):
         from_epochs(tmp_path / "sub-*_epo.fif", out=tmp_path / "store", skip_unreadable=True)
+
+
+@pytest.fixture(scope="module", params=["neuromag", "bids"])
+def split(request, tmp_path_factory) -> list[Path]:
+    """Two people's files of 30 epochs, each split into three, and a file beside them that has nearly their name."""
+    root = tmp_path_factory.mktemp("split")
+    x_NCT = np.random.default_rng(0).normal(0, 1e-5, (60, 8, 2500))
+    of = mne.create_info(8, 500.0, "eeg")
+    for n, who in enumerate(("01", "02")):
+        events = np.stack([np.arange(30) * 2500, np.zeros(30), np.arange(30) % 2 + 1], axis=1).astype(int)
+        epochs = mne.EpochsArray(x_NCT[n::2], of, events, event_id=CODES, verbose="ERROR")
+        name = root / f"sub-{who}_epo.fif"
+        epochs.save(name, split_size="2MB", fmt="double", split_naming=request.param, verbose="ERROR")
+    epochs[:4].save(root / "sub-02_epo-7.fif", fmt="double", verbose="ERROR")
+    return sorted(root.glob("*.fif"))
+
+
+def test_parts_of_split_files_are_read_once(split, tmp_path):
+    assert len(split) > 5
+    pattern = split[0].parent / "sub-*.fif"
+    store = from_epochs(pattern, subject="filename:sub", target="event", out=tmp_path / "store")
+    assert len(store) == 64 and len({store.gather([n]).tobytes() for n in range(64)}) == 60
+    (note,) = (note for note in store.manifest.accounting.notes if "Later parts" in note)
+    assert note.startswith("Later parts of split files are read with their first (sub-01_")
+    assert len(find_epochs(split[::-1])) == 3
+
+
+def test_a_later_part_without_its_first_is_one_line(split, tmp_path):
+    last = [path for path in split if "sub-01" in path.name and re.search(r"-\d\.fif|split-0[2-9]", path.name)][-1]
+    with pytest.raises(UnreadableRecordingError, match=r"a later part of a split file, .* give the first file$"):
+        find_epochs(last)[0].facts  # noqa: B018
+    alone = shutil.copy(last, tmp_path)
+    with pytest.raises(UnreadableRecordingError, match=r"give the first file, which is not there$"):
+        find_epochs(alone)[0].facts  # noqa: B018
+
+
+def test_split_files_that_lack_a_part_or_its_end_are_one_line(split, tmp_path):
+    parts = [Path(shutil.copy(path, tmp_path)) for path in split if "sub-01" in path.name]
+    first = next(path for path in parts if path.stem.endswith("01_epo"))
+    second = sorted(set(parts) - {first})[0]
+    second.write_bytes(second.read_bytes()[:-16])
+    with pytest.raises(UnreadableRecordingError, match=f"{second.name}: truncated"):
+        find_epochs(first)[0].facts  # noqa: B018
+    second.unlink()
+    with pytest.raises(UnreadableRecordingError, match=f"split, and its part {second.name} is not there"):
+        find_epochs(first)[0].facts  # noqa: B018
 
 
 def test_files_stay_closed_and_on_disk(files, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def test_moabb_gives_labels_subjects_and_recordings(tmp_path):
     np.testing.assert_array_equal(store.gather(range(48)), (WINDOWS.X.astype(float) * 1e6).astype(np.float32))
     assert [store.classes[k] for k in store.targets] == WINDOWS.y.tolist()
     assert [each.name for each in tmp_path.iterdir()] == ["store"]
-    some = from_moabb(Dataset(), paradigm, tmp_path / "some", subjects=[1, 3], channels=["Oz"])
+    some = from_moabb(Dataset(), paradigm, tmp_path / "[lab]*" / "some", subjects=[1, 3], channels=["Oz"])
     assert set(some.subjects) == {"1", "3"} and some.channels == ["Oz"]
 
 
