@@ -260,8 +260,8 @@ class TrialConfig(FrozenModel):
     """Epochs without a better score until training stops; see `early_stop`."""
     early_stop: Literal["trial", "fold"] = "trial"
     """`trial`: one best epoch for all folds, by the score over all of them. `fold`: each fold holds out subjects of its
-    training side (15 %, at least 4), and chooses its epoch and stops by them; no choice uses the scored windows. Folds
-    with fewer than 16 training subjects, or groups of them, are refused."""
+    training side (15 %, at least 4), and chooses its epoch and stops by them, by people where the run scores people. No
+    choice uses the scored windows. Folds with fewer than 16 training subjects, or groups of them, are refused."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the network's passes (autocast); `auto` is bfloat16 on a GPU that supports it, else float32. The
     Fourier stem, the loss and the optimiser use float32."""

@@ -64,9 +64,8 @@ class Sam:
         self._weights: list[Tensor] = []
         self._saved: list[Tensor] = []
         self._plain: dict[Tensor, Tensor] = {}  # gradients by parameter
-        self._orthogonal: dict[
-            Tensor, Tensor
-        ] = {}  # the same tensors from step to step: a CUDA graph has their addresses
+        # By parameter; the same tensors from step to step, since a CUDA graph has their addresses.
+        self._orthogonal: dict[Tensor, Tensor] = {}
         self._kept_of: list[Tensor] = []  # parameters that the last second gradient kept a part of
         self._kept, self._steps_since = False, 0
 

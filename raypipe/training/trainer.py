@@ -20,7 +20,8 @@ from torch import Tensor
 from raypipe.core.config import OwnLossConfig, TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.folds import Index
-from raypipe.core.metrics import Metric, get_metric, score
+from raypipe.core.levels import Level, level_of, ranking_score
+from raypipe.core.metrics import Metric, get_metric
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.seeds import derive_seed
 from raypipe.data.montage import electrode_positions
@@ -124,6 +125,8 @@ class SupervisedTrainer:
         Weights of a pretrained encoder, for configurations that start from one.
     metric
         Metric by which a fold chooses its epoch (``early_stop=fold``); None for that of the windows.
+    level
+        Level at which it is taken: the run's; None for `level_of` all windows.
 
     Raises
     ------
@@ -144,9 +147,11 @@ class SupervisedTrainer:
         micro_batch: int | None = None,
         encoder: Mapping[str, Tensor] | None = None,
         metric: str | None = None,
+        level: Level | None = None,
     ) -> None:
         self.config, self.data, self.micro_batch = config, data, micro_batch
         self.metric = metric or data.windows.metric
+        self.level = level or level_of(data.windows.subjects, data.windows.targets)
         self.fold, self.epoch = data.fold, 0
         self.model = make_network(config, data.windows, data.device)
         self.model.use_stem(stem)
@@ -262,7 +267,10 @@ class SupervisedTrainer:
 
     def _better_epoch(self, best: BestEpoch, loss: float) -> BestEpoch:
         windows, inner = self.data.windows, self.data.inner
-        found = score(self.metric, windows.targets[inner], self.predict(inner)[:, : windows.n_outputs])
+        predicted, fold_N = self.predict(inner)[:, : windows.n_outputs], np.full(len(inner), self.fold)
+        found = ranking_score(
+            self.metric, self.level, windows.targets[inner], predicted, windows.subjects[inner], fold_N
+        )
         if not best.beaten_by(found, get_metric(self.metric)):
             return best
         predictions = torch.from_numpy(self.predict(self.data.validation))

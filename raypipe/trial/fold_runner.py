@@ -199,6 +199,7 @@ class FoldRunner:
             stem=self.stem,
             micro_batch=self.micro_batch,
             metric=self.run.info.metric,
+            level=self.run.info.level,
             encoder=self.run.encoder(fold) if self.config.init.name != "none" else None,
         )
 

@@ -17,8 +17,10 @@ from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.network import DropoutMasks
 from raypipe.storage.records import Member
 from raypipe.training import checkpoint
+from raypipe.training.loader import WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import BestEpoch
+from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny, write_store
 
@@ -167,6 +169,35 @@ def test_the_epoch_is_chosen_by_the_subjects_set_apart(many):
         assert (one.best.epoch, one.best.score) == (best + 1, scores[best])
         np.testing.assert_array_equal(outcome.predictions, predictions[best])
     assert len(set(scores)) > 1
+
+
+def of_people():
+    """Return windows of which each person's have one target, and enough people for ``early_stop=fold``."""
+    toy = ToyWindows(subjects=30, each=3)
+    toy.targets = np.repeat(np.arange(30) % 7, 3).astype(np.float32)
+    return toy
+
+
+@pytest.mark.parametrize(("options", "epoch"), [({}, 1), ({"level": "person"}, 1), ({"level": "window"}, 2)])
+def test_the_epoch_is_chosen_at_the_level_of_the_score(options, epoch):
+    """Epoch 1 is right about people and wrong about windows, epoch 2 is one off about both."""
+    toy = of_people()
+    folds = make_folds(toy.subjects, toy.targets, classes=False, n_folds=3, seed=0)
+    one = fold_trainer(tiny(early_stop="fold"), toy, *folds.split(toy.subjects, 0), fold=0, **options)
+    errors = {1: np.tile([-5.0, 0.0, 5.0], 30), 2: np.ones(90)}
+    one.predict = lambda index: (toy.targets + errors[one.epoch])[index, None].astype(np.float32)
+    for _ in errors:
+        one.run_epoch()
+    assert one.best.epoch == epoch
+
+
+@pytest.mark.parametrize("level", ["window", "person"])
+def test_a_runs_folds_choose_at_its_level(tmp_path, level):
+    toy = of_people()
+    run = make_run(tmp_path, toy)
+    run.add_trial(0, tiny(early_stop="fold"))
+    run.info = run.info.model_copy(update={"level": level})
+    assert FoldRunner(run, WindowLoader(toy), 0, [0])._trainer(0).level == level
 
 
 def test_the_chosen_epoch_survives_a_checkpoint(many):
