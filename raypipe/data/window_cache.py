@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.store_names import Data, parse_stores
-from raypipe.data.manifest import MANIFEST, SETTINGS, TABLE, Shard
+from raypipe.data.manifest import MANIFEST, SETTINGS, TABLE, Manifest, Shard
 from raypipe.data.shard_file import HEADER_BYTES, content_hash, file_size, map_shard
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.files import Folder, lock, open_folder, write_atomic
-from raypipe.storage.regular_files import open_lock_file
+from raypipe.storage.regular_files import open_lock_file, read_whole
 from raypipe.storage.remote import refuse_credentials
 from raypipe.storage.transfer import copy_folder
 
@@ -229,11 +229,15 @@ class RemoteWindowStore(WindowStore):
             reason = "prepare or the copy did not finish" if unfinished else f"not a store of windows (no {MANIFEST})"
             raise UserError(f"{where}: {reason}; copy a store there with raypipe push") from None
         local = self._cache.folder / "stores" / hashlib.sha256(manifest).hexdigest()[:24]
-        if not (local / MANIFEST).is_file():
+        wanted = Manifest.parse(manifest, f"{where}/{MANIFEST}").table_sha256
+        if not ((local / MANIFEST).is_file() and _has_hash(local / TABLE, wanted)):
             try:
                 table = self._folder.read(TABLE)
             except FileNotFoundError:
                 raise UserError(f"{where}/{TABLE}: missing; copy the whole store there again") from None
+            if hashlib.sha256(table).hexdigest() != wanted:
+                problem = "damaged (its content is not what prepare wrote)"
+                raise DamagedFileError(f"{where}/{TABLE}: {problem}; copy the whole store there again")
             write_atomic(local / TABLE, lambda file: file.write(table))
             write_atomic(local / MANIFEST, lambda file: file.write(manifest))
         return local
@@ -245,3 +249,11 @@ class RemoteWindowStore(WindowStore):
 
     def _use(self, shard: Shard, read: Callable[[Path], T]) -> T:
         return self._cache.use(shard, self._shape(shard), self.manifest.plan.dtype, self._folder, read)
+
+
+def _has_hash(path: Path, sha256: str) -> bool:
+    """Return whether a file is there and has a content."""
+    try:
+        return hashlib.sha256(read_whole(path)).hexdigest() == sha256
+    except FileNotFoundError:
+        return False

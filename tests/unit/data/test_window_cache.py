@@ -185,3 +185,16 @@ def test_keys_in_a_uri_are_refused(cache):
     with pytest.raises(UserError, match="leave the keys out") as error:
         open_windows("s3://key:geheim@lab/store")
     assert "geheim" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["shared", "cache"])
+def test_a_table_that_was_damaged_is_fetched_again(store, uri, cache, tmp_path, where):
+    if where == "cache":
+        assert len(open_windows(uri)) == len(store)
+    (table,) = (tmp_path / where).rglob("windows.csv")
+    table.write_bytes(table.read_bytes()[:-7])
+    if where == "shared":
+        with pytest.raises(UserError, match=r"^file://.*shared/windows\.csv: damaged .* copy the whole"):
+            open_windows(uri)
+        push_store(str(store.path), uri)
+    assert len(open_windows(uri)) == len(store)
