@@ -211,7 +211,8 @@ def rerun(
     """Train the best trials of a run again on new seeds, as trials of the same run on the same folds.
 
     Options of the sweep that are given replace those of the run. Called again after a crash, it trains what is missing.
-    The run's time budget and GPU-hours do not count, unless they are given.
+    The run's time budget and GPU-hours do not count, unless they are given, also when `resume` continues. A search that
+    was interrupted is not continued: a line says how.
 
     Parameters
     ----------

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 
 FIXED_PARAMS = "fixed_params"
 """System attribute of an enqueued trial: its parameters."""
@@ -14,6 +15,12 @@ FIXED_PARAMS = "fixed_params"
 def open_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     """Return a trial of the study that can draw parameters and report values, also after a restart."""
     return optuna.Trial(study, trial._trial_id)
+
+
+def start_trial(storage: BaseStorage, trial: FrozenTrial) -> int:
+    """Start a trial that waits, before those that wait longer, which `optuna.Study.ask` would; return its number."""
+    storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING)
+    return int(trial.number)
 
 
 def enqueued_params(trial: FrozenTrial) -> dict[str, Any] | None:

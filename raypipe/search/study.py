@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import LostCheckpointError, StorageError, UserError
 from raypipe.search.distributions import pack_distributions
-from raypipe.search.optuna_compat import enqueued_params, open_trial
+from raypipe.search.optuna_compat import enqueued_params, open_trial, start_trial
 from raypipe.search.points import enqueue_missing, enqueue_point
 from raypipe.search.reconcile import ENDED, STOPPED_AT, STUDY_STATES, reported, stopped_at
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
@@ -74,6 +74,7 @@ class StudyQueue:
         parallel: int = 1,
     ) -> None:
         self.run, self.windows, self.trials, self.parallel = run, windows, trials, parallel
+        self._storage = storage
         self.study = optuna.create_study(
             storage=storage,
             study_name=STUDY_NAME,
@@ -122,11 +123,21 @@ class StudyQueue:
         return len([trial for trial in trials if trial.state != TrialState.WAITING]) - self._warm
 
     def enqueue_reruns(self, top: int, seeds: int) -> int:
-        """Enqueue the best trials with new seeds; return the number of trials that the run will have."""
+        """Enqueue the best trials with new seeds; return the number of trials that the run will have.
+
+        They are handed out before points that wait, of which none is trained with them.
+        """
         enqueue_reruns(self.study, self.run, top, seeds)
-        waiting = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
-        self.trials = self.asked + len(waiting)
+        self.trials = self.asked + len(self._waiting_reruns())
         return self.trials
+
+    def not_drawn(self, trials: int) -> int:
+        """Return how many of the `trials` of a search it has not drawn; reruns that wait are none of them."""
+        return max(0, trials - self.asked - len(self._waiting_reruns()))
+
+    def _waiting_reruns(self) -> list[FrozenTrial]:
+        waiting = (t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING)
+        return [trial for trial in waiting if is_rerun(trial)]
 
     def enqueue_point(self, point: Mapping[str, Any], request: str) -> int:
         """Enqueue a point of the search space once, as one of the run's trials; return its number.
@@ -161,7 +172,8 @@ class StudyQueue:
             return None
         else:
             self._seed_sampler(self._warm + self.asked)
-            number = int(self.study.ask().number)
+            reruns = self._waiting_reruns()
+            number = start_trial(self._storage, reruns[0]) if reruns else int(self.study.ask().number)
         if not self.run.has_trial(number):
             config, rerun_of = self._draw(number)
             drawn = self._trial(number)

@@ -32,6 +32,7 @@ from raypipe.storage.driver_record import Usage
 from raypipe.storage.files import check_places
 from raypipe.storage.lease import DRIVER_FILE, Lease, in_use_error, read_lease
 from raypipe.storage.records import OPTIONS_FILE, read_options, write_options
+from raypipe.storage.remote import shell_quoted
 from raypipe.storage.requests import Inbox
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.usage import usage_by_trials
@@ -276,13 +277,28 @@ def _fix_trials(
     from raypipe.search.study import StudyQueue
 
     if reruns is not None:
-        total = StudyQueue(store, windows, storage, trials=None).enqueue_reruns(reruns.top, reruns.seeds)
+        queue = StudyQueue(store, windows, storage, trials=None)
+        left = queue.not_drawn(options.trials)
+        total = queue.enqueue_reruns(reruns.top, reruns.seeds)
+        if left:
+            more = f"raypipe resume {shell_quoted(store.where)} --trials {total + left}{_limits(store)}"
+            callback.on_warning(
+                f"the search has not drawn {left} of its {options.trials} trials, and rerun draws none; "
+                f"continue it after the reruns with: {more}"
+            )
         return options.model_copy(update={"trials": total})
     existing = len(store.recorded())
     if options.trials >= existing:
         return options
     callback.on_trials_kept(options.trials, existing)
     return options.model_copy(update={"trials": existing})
+
+
+def _limits(store: RunStore) -> str:
+    """Return the flags of the limits that a run was last driven with."""
+    recorded = recorded_options(store)
+    found = {name: recorded.get(name) for name in ("time_budget", "gpu_hours")}
+    return "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in found.items() if value)
 
 
 def _pruner(space: SearchSpace, options: SweepOptions) -> BasePruner | None:

@@ -13,12 +13,15 @@ from raypipe.reporting.status import read_status
 from raypipe.reporting.tables import show_status
 from raypipe.search import sweep
 from raypipe.search.pruner import SuccessiveHalving
+from raypipe.search.reconcile import open_study
 from raypipe.search.reruns import Spread, is_rerun, spreads
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
+from raypipe.trial.callback import SweepCallback
 from raypipe.trial.local import run_trial
+from tests.support.callbacks import Recorder
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, write_store
 from tests.unit.search.test_study import record
@@ -160,6 +163,34 @@ def test_reruns_join_the_ensemble_and_status_reports_their_spread(tmp_path):
     assert "on 2 new seeds" in console.export_text()
 
 
+POINTS = """
+START = [{"optim/lr": 0.001 * k} for k in range(1, 6)]
+
+
+def space(trial):
+    trial.suggest_float("optim/lr", 1e-4, 1e-2, log=True)
+    return {"epochs": 4}
+"""
+
+
+def test_only_the_reruns_are_trained_where_points_of_the_search_wait(tmp_path, windows):
+    run = make_run(tmp_path / "run", windows, space=POINTS)
+    scored(run, windows, study_queue(run, windows, 2), [0.5, 0.4])
+    queue = study_queue(run, windows, None)
+    assert queue.not_drawn(5) == 3
+    assert queue.enqueue_reruns(1, 2) == 4
+    queue = StudyQueue(run, windows, open_study(run, SweepCallback()), trials=4)
+    assert queue.not_drawn(4) == 0 and queue.next() == 5
+    said = Recorder()
+    queue = StudyQueue(run, windows, open_study(run, said), trials=4)  # the driver was killed, then resumed
+    assert [queue.next() for _ in range(3)] == [5, 6, None]
+    assert [run.rerun_of(number) for number in (5, 6)] == [1, 1]
+    queue = StudyQueue(run, windows, open_study(run, said), trials=7)
+    assert [queue.next() for _ in range(6)] == [5, 6, 2, 3, 4, None], "the search continues where it was"
+    assert [run.config(number).optim.lr for number in (2, 3, 4)] == pytest.approx([0.003, 0.004, 0.005])
+    assert [name for name, _ in said.events if name == "on_study_rebuilt"] == []
+
+
 def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, windows, monkeypatch):
     store = write_store(tmp_path / "store", ToyWindows(subjects=8, each=4))
     windows = WindowStore(store)
@@ -167,7 +198,7 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
     edit_record(run.folder, "run.json", {"data": str(store)})
     with pytest.raises(UserError, match="no sweep was started"):
         sweep.rerun(run.where, top=1, seeds=2)
-    spent = {"folds": 2, "trials": 2, "time_budget": 0.001, "held_out": "auto"}
+    spent = {"folds": 2, "trials": 20, "time_budget": 0.001, "held_out": "auto"}
     write_options(run.folder, spent, run.run_id)
     run = RunStore.open(run.where)
     scored(run, windows, study_queue(run, windows, 2), [0.5, 0.4])
@@ -179,8 +210,13 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
         scored(run, windows, queue, scores)
 
     monkeypatch.setattr(sweep, "supervise", in_process)
-    sweep.rerun(run.where, top=1, seeds=2)
-    sweep.rerun(run.where, top=1, seeds=2)
+    said = Recorder()
+    sweep.rerun(run.where, top=1, seeds=2, callback=said)
+    sweep.rerun(run.where, top=1, seeds=2, callback=said)
+    (line,) = [given.line for name, given in said.events if name == "on_warning" and "not drawn" in given.line]
+    assert "has not drawn 18 of its 20 trials" in line and line.endswith(
+        f"raypipe resume {run.where} --trials 22 --time-budget 0.001"
+    )
     assert trained == [2] and [run.rerun_of(number) for number in run.numbers()] == [None, None, 1, 1]
     options = read_options(run.folder, run.run_id)
     assert options["trials"] == 4 and options["time_budget"] is None
