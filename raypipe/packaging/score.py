@@ -25,6 +25,7 @@ from raypipe.packaging.challenge_windows import other_cuts, other_steps, scorer_
 from raypipe.packaging.manifest import MANIFEST, SubmissionManifest, subject_hash
 from raypipe.packaging.scorer import MAX_SECONDS_PER_WINDOW
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
+from raypipe.storage.local_path import local_path
 from raypipe.storage.regular_files import read_regular
 from raypipe.storage.scratch import scratch_folder
 from raypipe.training.device import parse_device
@@ -148,11 +149,13 @@ def score_submission(
     for target in stores:
         if target not in CHALLENGES:
             raise UserError(f"--target {target}: not a target of the challenge; {nearest(target, CHALLENGES)}")
+    path = local_path(path, "a submission is scored", "copy it here")
+    places = {target: local_path(where, "windows are scored", "copy them here") for target, where in stores.items()}
     with scratch_folder() as scratch:
         folder = scratch / "submission"
         folder.mkdir()
         try:
-            unpack_submission(Path(path), folder)
+            unpack_submission(path, folder)
         except LayoutError as error:
             raise UserError(f"{path}: {error.detail}") from None
         try:
@@ -160,12 +163,12 @@ def score_submission(
         except UserError as error:
             raise UserError(f"{path}: {str(error).replace(f'{folder}/', '')}") from None
         parts, notes = [], []
-        for target, where in stores.items():
+        for target, where in places.items():
             part, more = select_windows(open_windows(where), target, trained_on, release, only_new=subjects == "new")
             parts.append(part)
             notes += more
-        predictions = _predict(Path(path), folder, parts, device)
-    return ScoreReport(Path(path), {part.challenge: part.score(predictions[part.challenge]) for part in parts}, notes)
+        predictions = _predict(path, folder, parts, device)
+    return ScoreReport(path, {part.challenge: part.score(predictions[part.challenge]) for part in parts}, notes)
 
 
 @dataclass(frozen=True)

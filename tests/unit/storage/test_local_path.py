@@ -57,6 +57,8 @@ def test_a_home_is_found_and_keys_are_not_shown():
         ["bench", URI],
         ["check", f"{URI}.onnx"],
         ["check", f"{URI}.zip"],
+        ["score", f"{URI}.zip", "--target", "challenge1", "--data", "store"],
+        ["score", "a.zip", "--target", "challenge1", "--data", URI],
     ],
 )
 def test_a_verb_with_a_uri_for_a_path_is_one_line_and_writes_nothing(words, tmp_path, monkeypatch, capsys):
