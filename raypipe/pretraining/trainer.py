@@ -118,7 +118,7 @@ class Pretrainer:
         self.passes = Passes(self.module, world, micro_batch)
         optim = config.optim
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        groups = split_by_decay([{"params": trained, "rate": 1.0}])
+        groups = split_by_decay(self.module, [{"params": trained, "rate": 1.0}])
         optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         if loader.device.type == "cuda":
             optimizer.use_device_rate()

@@ -107,7 +107,7 @@ def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]
     Those without weight decay have groups of their own; see `optim.split_by_decay`.
     """
     if init.name == "none":
-        return split_by_decay([{"params": [p for p in model.parameters() if p.requires_grad], "rate": 1.0}])
+        return split_by_decay(model, [{"params": [p for p in model.parameters() if p.requires_grad], "rate": 1.0}])
     assert isinstance(model, Encoder)
     depth = len(model.blocks)
     groups: dict[int, list[nn.Parameter]] = {}
@@ -118,7 +118,7 @@ def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]
         below = 0 if name.startswith(("head.", "final_norm.")) else depth - int(block[1]) if block else depth + 1
         groups.setdefault(below, []).append(parameter)
     by_rate = [{"params": group, "rate": init.layer_decay**below} for below, group in sorted(groups.items())]
-    return split_by_decay(by_rate)
+    return split_by_decay(model, by_rate)
 
 
 def merge_lora(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

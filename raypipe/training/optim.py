@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from raypipe.core.config import OptimConfig
 from raypipe.training import torch_compat
 
+_NORMS = (torch_compat.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, torch_compat.InstanceNorm)
+
 
 class AdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` with ``fused=True``, whose first use does not import torch's compiler (`torch_compat`).
@@ -65,19 +67,32 @@ class AdamW(torch.optim.AdamW):
         return torch_compat.adamw_step(self, closure)
 
 
-def split_by_decay(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Split parameter groups in two: matrices and kernels, whose weights decay, and vectors, which do not.
+def split_by_decay(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Split groups of a model's parameters in two: those whose weights decay, and those that do not.
 
-    Vectors are biases and the parameters of normalisation layers. Decay pulls a norm's factor to 0, where it should
-    stay near 1, and limits nothing: the layers around it set the scale (He et al. 2019, arXiv:1812.01187, section 3.1).
+    Those that do not are vectors and single numbers, and of any shape biases (names that end in ``bias``) and the
+    parameters of torch's normalisation layers. Decay pulls a norm's factor to 0, where it should stay near 1, and
+    limits nothing: the layers around it set the scale (He et al. 2019, arXiv:1812.01187, section 3.1).
     """
+    named = model.named_parameters(remove_duplicate=False)
+    free = {id(parameter) for name, parameter in named if parameter.ndim < 2 or name.endswith("bias")}
+    free |= {id(parameter) for parameter in norm_parameters(model)}
     split = []
     for group in groups:
         parameters: list[Tensor] = list(group["params"])
-        weights, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
+        weights, others = [p for p in parameters if id(p) not in free], [p for p in parameters if id(p) in free]
         split += [{**group, "params": weights}] if weights else []
-        split += [{**group, "params": vectors, "weight_decay": 0.0}] if vectors else []
+        split += [{**group, "params": others, "weight_decay": 0.0}] if others else []
     return split
+
+
+def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the normalisation layers, which are all that SAM-ON perturbs.
+
+    Mueller et al. 2023, arXiv:2306.04226.
+    """
+    layers = (module for module in model.modules() if isinstance(module, _NORMS))
+    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

@@ -11,12 +11,11 @@ from torch.optim import Optimizer
 
 from raypipe.core.config import SamConfig
 from raypipe.training import torch_compat
-from raypipe.training.optim import parameters_of
+from raypipe.training.optim import norm_parameters, parameters_of
 
 Method = Literal["sam", "asam", "looksam", "msam"]
 
 _TINY = 1e-12
-_NORMS = (torch_compat.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, torch_compat.InstanceNorm)
 
 
 class Sam:
@@ -43,7 +42,7 @@ class Sam:
     method
         One of the above.
     parameters
-        Parameters that are perturbed; None for all of the optimiser's. `norm_parameters` gives SAM-ON.
+        Parameters that are perturbed; None for all of the optimiser's. `optim.norm_parameters` gives SAM-ON.
     every, alpha
         LookSAM: steps from one second pass to the next, and length of the kept part relative to the plain gradient.
     """
@@ -208,15 +207,6 @@ def make_sam(config: SamConfig, optimizer: Optimizer, model: nn.Module) -> Sam |
         every=config.every,
         alpha=config.alpha,
     )
-
-
-def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of the normalisation layers, which are all that SAM-ON perturbs.
-
-    Mueller et al. 2023, arXiv:2306.04226.
-    """
-    layers = (module for module in model.modules() if isinstance(module, _NORMS))
-    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

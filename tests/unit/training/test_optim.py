@@ -18,8 +18,7 @@ from raypipe.core.config import InitConfig
 from raypipe.core.model_config import MODELS
 from raypipe.models.from_config import build_model
 from raypipe.training.finetuning import parameter_groups
-from raypipe.training.optim import AdamW, Ema, lr_factor
-from raypipe.training.sam import norm_parameters
+from raypipe.training.optim import AdamW, Ema, lr_factor, norm_parameters
 
 ROOT = Path(__file__).parents[3]
 
@@ -186,3 +185,22 @@ def test_weights_decay_and_biases_and_norms_do_not(name) -> None:
         assert after.equal(before[key]) == (kept or not before[key].any()), key
         if not kept:
             torch.testing.assert_close(after, 0.95 * before[key])
+
+
+class Own(nn.Module):
+    """Norms and biases of more than one dimension, as networks of one's own may have; names tell what decays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decays = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Conv1d(4, 4, 3, bias=False)])
+        self.kept = nn.ModuleList([nn.LayerNorm((4, 8)), nn.RMSNorm((4, 8)), nn.GroupNorm(2, 4), nn.BatchNorm1d(4)])
+        self.channel_bias = nn.Parameter(torch.ones(1, 4, 1))
+        self.kept_factor = nn.Parameter(torch.ones(()))
+
+
+def test_norms_and_biases_of_any_shape_do_not_decay() -> None:
+    model = Own()
+    groups = parameter_groups(model, InitConfig())
+    decay = {id(p): group.get("weight_decay") for group in groups for p in group["params"]}
+    found = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert found == {name: None if name.startswith("decays") else 0.0 for name in found} and len(found) == 11

@@ -13,7 +13,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from raypipe.core.config import SamConfig, TrialConfig
 from raypipe.models.conformer import Conformer
-from raypipe.training.sam import Method, Sam, norm_parameters
+from raypipe.training.optim import norm_parameters
+from raypipe.training.sam import Method, Sam
 from raypipe.training.step import StepResult, TrainState, frozen_statistics
 from tests.unit.training.steps import optimizer_step
 

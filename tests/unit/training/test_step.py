@@ -18,7 +18,8 @@ from raypipe.models.shallow import Shallow
 from raypipe.training.dropout import DropoutSampler
 from raypipe.training.loader import Batch
 from raypipe.training.losses import class_weights, make_loss
-from raypipe.training.sam import Sam, norm_parameters
+from raypipe.training.optim import norm_parameters
+from raypipe.training.sam import Sam
 from raypipe.training.step import TrainState, micro_batches, take_step, whole_batch
 from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny
 
