@@ -17,7 +17,7 @@ def test_every_symbol_is_there() -> None:
     assert issubclass(torch.nn.BatchNorm1d, torch_compat.BatchNorm)
     assert issubclass(torch.nn.InstanceNorm1d, torch_compat.InstanceNorm)
     functions = [name for name in vars(torch_compat) if name.startswith(("foreach_", "adamw_"))]
-    assert len(functions) == 13 and all(callable(getattr(torch_compat, name)) for name in functions)
+    assert len(functions) == 12 and all(callable(getattr(torch_compat, name)) for name in functions)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     assert torch_compat.GROWTH_TRACKER in scaler.state_dict()
     assert hasattr(torch.nn.Module, "_apply")  # overridden by shipped networks
