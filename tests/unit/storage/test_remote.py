@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import signal
 import threading
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import DiskFullError, StorageError, UserError, first_line
-from raypipe.storage.files import open_folder
+from raypipe.core.record import Record
+from raypipe.storage.files import open_folder, read_record
 from raypipe.storage.remote import RemoteFolder, refuse_credentials, shell_quoted, without_settings
 from raypipe.storage.remote_retry import FIRST_PAUSE, MAX_OUTAGE_SECONDS, MAX_PAUSE, RetryPolicy, describe_failure
 from tests.support.storage import Clock, MemoryStore
@@ -244,11 +245,19 @@ def test_a_port_and_a_path_with_an_at_sign_are_no_keys(uri):
     assert without_settings(uri) == uri.partition("?")[0]
 
 
+class Beat(Record):
+    """A record that changes."""
+
+    format: Literal["test-beat/1"] = "test-beat/1"
+    beat: float
+
+
 def test_a_record_that_is_rewritten_while_it_is_read_is_read_again():
     folder = remote(MemoryStore())
-    reads = [b'{"beat": 17', b'{"beat": 17.5}']
+    whole = Beat(beat=17.5).to_json()
+    reads = [whole[:-9], whole]
     folder.read = lambda name: reads.pop(0)
-    assert json.loads(folder.read("driver.json")) == {"beat": 17.5}
+    assert read_record(Beat, folder, "driver.json").beat == 17.5 and not reads
 
 
 @settings(max_examples=100)
