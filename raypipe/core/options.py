@@ -208,7 +208,7 @@ def document_options(
         for name in fields
     }
     text = "\n".join(
-        f"    {name}\n{textwrap.indent(textwrap.fill(each, 112), ' ' * 8)}" for name, each in described.items()
+        f"{name}\n{textwrap.indent(textwrap.fill(each, 112), ' ' * 4)}" for name, each in described.items()
     )
     parameters = [
         inspect.Parameter(
@@ -221,7 +221,8 @@ def document_options(
     ]
 
     def document(function: Function) -> Function:
-        function.__doc__ = (function.__doc__ or "").replace("    {options}", text)
+        # Python indents docstrings as the source does up to 3.12, and not from 3.13 on.
+        function.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("{options}", text)
         signature = inspect.signature(function)
         own = [param for param in signature.parameters.values() if param.kind is not param.VAR_KEYWORD]
         function.__signature__ = signature.replace(parameters=[*own, *parameters])  # type: ignore[attr-defined]
