@@ -43,7 +43,7 @@ class EpochsSource:
     number: int = 0
     """Place among the sources."""
     later: tuple[Path, ...] = ()
-    """Files that go on from it and were given too; MNE reads them with it."""
+    """Its next parts, if they were given too; MNE reads them with it."""
     _header: list[Any] = field(default_factory=list, repr=False)
 
     @property

@@ -188,18 +188,20 @@ def _check_comparison(node: ast.Compare, depth: int) -> Iterator[tuple[str, str]
         if paired:
             yield from ((part.id, CELLS) for part in (left, *paired) if isinstance(part, ast.Name))
             members = [part for part in members if part not in paired]
-            if not members:
-                continue
-        parts = [left, *members]
-        texts = [part for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-        numbers = [part for part in parts if not isinstance(part, ast.Name) and part not in texts]
-        if texts and numbers:
-            raise _RefusedError(f"'{_shown(node)}' compares text with numbers; use one of them")
-        is_order = type(test) in _ORDERS
-        kind = TEXT if texts else STRICT_NUMBER if is_order else NUMBER
-        yield from ((part.id, kind) for part in parts if isinstance(part, ast.Name))
-        for number in numbers:
-            yield from _check_number(number, depth + 1)
+        if members:
+            yield from _check_values(node, test, [left, *members], depth)
+
+
+def _check_values(node: ast.Compare, test: ast.cmpop, parts: list[ast.expr], depth: int) -> Iterator[tuple[str, str]]:
+    """Check columns that are compared with texts or numbers, or in order; yield how each column is read."""
+    texts = [part for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+    numbers = [part for part in parts if not isinstance(part, ast.Name) and part not in texts]
+    if texts and numbers:
+        raise _RefusedError(f"'{_shown(node)}' compares text with numbers; use one of them")
+    kind = TEXT if texts else STRICT_NUMBER if type(test) in _ORDERS else NUMBER
+    yield from ((part.id, kind) for part in parts if isinstance(part, ast.Name))
+    for number in numbers:
+        yield from _check_number(number, depth + 1)
 
 
 def _are_paired(left: ast.expr, test: ast.cmpop, right: ast.expr) -> bool:

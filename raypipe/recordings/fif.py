@@ -152,7 +152,7 @@ def check_whole(path: Path) -> None:
 
 
 def next_part(path: Path) -> Path | None:
-    """Return the file that goes on from a FIF file which was split by size, as the file itself names it; None if none.
+    """Return the next part of a FIF file that was split by size, as the file itself names it; None if there is none.
 
     Names alone do not say it: ``a-1.fif`` may be another recording than ``a.fif``.
     """

@@ -168,8 +168,8 @@ class _Fit:
     def _losses_without_parts(self, part_T: Tensor) -> Tensor:
         """Return the loss of people who are left out, by penalty, where targets shape the features.
 
-        Filters and prototypes are fitted without each part of the people too. Those that knew them would make their
-        features tell the classes of the training people, and of nobody else, and the least penalty would be chosen.
+        Filters and prototypes are fitted without each part of the people too. Filters
+        fitted on them would separate the classes of these windows even in noise, and the least penalty would be chosen.
         """
         losses = []
         for part in range(int(part_T.max()) + 1):

@@ -121,7 +121,7 @@ def test_from_recordings_to_an_ensemble_and_a_second_sweep_that_is_interrupted(t
     assert "text/html" in fitted["outputs"][-1]["data"], "the trials are a table"
     assert (tmp_path / "run/report.html").is_file()
 
-    # An interrupt lets epochs end; the next cell goes on, with its progress shown.
+    # An interrupt lets epochs end; the next cell continues the sweep and shows its progress.
     assert "draining" in texts(interrupted) and "continue" in texts(interrupted)
     shown = [output["data"] for output in resumed["outputs"] if output["output_type"] == "display_data"]
     assert len(shown) == 1, "one display that changes in place"
