@@ -80,7 +80,8 @@ INTERRUPTED = """
 
     kill = os.kill
     try:
-        raypipe.sweep(SPACE, store.where, "second", trials=2, folds=3, prune=False, callback=Interrupt())
+        # One trial at a time, so that the second is left however soon the first ends
+        raypipe.sweep(SPACE, store.where, "second", trials=2, folds=3, prune=False, concurrent=1, callback=Interrupt())
     except raypipe.InterruptedSweepError as error:
         print(error)
     os.kill = kill

@@ -24,8 +24,9 @@ VALUES: list[Any] = [
     *(None, True, False, [], {}, [[]], [[[0]]], {"a": 1}, ["a"] * 50, [0] * 3000, ["text"], [None]),
 ]
 
-MAX_REPEATED = 100_000
-"""Most values of a list that is repeated: lists of repeated lists would fill the memory before raypipe reads them."""
+MAX_REPEATED = 1_000_000
+"""Most characters of a list that is repeated: lists of repeated lists, and of long texts or numbers, would take minutes
+to be written before raypipe reads them."""
 
 
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -64,7 +65,7 @@ def _change(holder: Any, key: Any, draw: Draw) -> None:
     elif action == "add" and isinstance(old, dict):
         old[draw(st.sampled_from(["surprise", "", "\x1b[31m", "n" * 3000, "kind", "0"]))] = 1
     elif action == "repeat" and isinstance(old, list):
-        room = MAX_REPEATED // len(paths_in([old]))
+        room = MAX_REPEATED // len(json.dumps(old, indent=1))
         holder[key] = old * draw(st.sampled_from([times for times in (2, 3, 20, 1000) if times <= room] or [1]))
     elif action == "reverse" and isinstance(old, list):
         holder[key] = old[::-1]
