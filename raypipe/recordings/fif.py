@@ -137,12 +137,15 @@ def check_whole(path: Path) -> None:
     Raises
     ------
     UnreadableRecordingError
-        It is not there.
+        It is not there, or the tags form a circle, in which MNE would read for ever.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
-        place = 0
+        place, seen = 0, set[int]()
         while place + _TAG.size <= size:
+            if place in seen:
+                raise UnreadableRecordingError(f"{path}: damaged: a tag names an earlier byte, {place}, as the next")
+            seen.add(place)
             file.seek(place)
             _, _, length, following = _TAG.unpack(file.read(_TAG.size))
             place = following if following > 0 else place + _TAG.size + length

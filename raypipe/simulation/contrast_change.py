@@ -7,7 +7,7 @@ import math
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raypipe.core.errors import UserError, disk_full
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.challenge import CONTRAST_TASK
+from raypipe.simulation.design import Design, claim, digest_events
 from raypipe.simulation.signal import Trial, simulate_signal
 from raypipe.storage.files import PARTIAL_SUFFIX, write_atomic
 from raypipe.storage.local_path import local_path
@@ -39,22 +40,9 @@ _TRIAL_SECONDS = 2.6
 _BLOCK_CODES = (94, 95, 96)
 """Event codes of the starts of the task's three runs."""
 _MIN_SFREQ = 50
-_GENERATOR = "raypipe simulate"
 _STEPS_PER_MICROVOLT = 1000
 _MAX_DIGITAL = 8_000_000
 """Largest digital value of a sample: BDF has 24 bits."""
-
-
-@dataclass(frozen=True)
-class _Design:
-    """The arguments that the signals depend on; recorded in the folder's dataset_description.json."""
-
-    channels: int
-    trials: int
-    runs: int
-    sfreq: float
-    seed: int
-    null: bool
 
 
 @dataclass(frozen=True)
@@ -125,10 +113,10 @@ def simulate(
     A ridge regression on 10 principal components of the task's windows at 10 Hz, with six subjects left out at a time,
     has an NRMSE of 0.61 with the defaults, and of 1.01 with `null`. 24 subjects take 95 MB.
     """
-    design = _Design(channels, trials, runs, float(sfreq), seed, null)
+    design = Design(channels, trials, runs, float(sfreq), seed, null, digest_events([each.text for each in templates]))
     _check_arguments(subjects, design)
     folder = local_path(out, "recordings are written", "name a folder here, and copy it").absolute()
-    _claim(folder, design)
+    claim(folder, design)
     rows = []
     for number in range(subjects):
         rng = np.random.default_rng([seed, number])
@@ -145,7 +133,7 @@ def simulate(
     return folder
 
 
-def _check_arguments(subjects: int, design: _Design) -> None:
+def _check_arguments(subjects: int, design: Design) -> None:
     minima = {"subjects": (subjects, 1), "channels": (design.channels, 2), "trials": (design.trials, 1)}
     for name, (count, minimum) in (minima | {"runs": (design.runs, 1)}).items():
         if count < minimum:
@@ -160,47 +148,11 @@ def _check_arguments(subjects: int, design: _Design) -> None:
         raise UserError(f"seed {design.seed}: must not be negative")
 
 
-def _claim(folder: Path, design: _Design) -> None:
-    """Check that the folder is empty or of the same design, and record the design in it."""
-    path = folder / "dataset_description.json"
-    if path.is_file():
-        _check_same_design(folder, _recorded_design(path), design)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: not an empty folder; choose another")
-    description = {
-        "Name": "Simulated contrast-change detection",
-        "BIDSVersion": "1.9.0",
-        "DatasetType": "raw",
-        "License": "CC0",
-        "GeneratedBy": [{"Name": _GENERATOR, "Parameters": asdict(design)}],
-    }
-    _write_text(path, json.dumps(description, indent=1) + "\n")
-
-
-def _recorded_design(path: Path) -> dict[str, Any] | None:
-    """Return the parameters in a dataset_description.json that raypipe wrote; None for other files."""
-    try:
-        (generator,) = json.loads(path.read_bytes())["GeneratedBy"]
-        return dict(generator["Parameters"]) if generator["Name"] == _GENERATOR else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _check_same_design(folder: Path, before: dict[str, Any] | None, design: _Design) -> None:
-    if before is None:
-        raise UserError(f"{folder}: has a data set that raypipe did not simulate; choose another folder")
-    for name, value in asdict(design).items():
-        if before.get(name) != value:
-            raise UserError(
-                f"{folder}: was simulated with {name} {before.get(name)}, not {value}; choose another folder"
-            )
-
-
 def _write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def _participant(name: str, design: _Design, factor: float, number: int, release: str) -> dict[str, str]:
+def _participant(name: str, design: Design, factor: float, number: int, release: str) -> dict[str, str]:
     """Return a subject's row of participants.tsv."""
     rng = np.random.default_rng([design.seed, number, 1])
     others = rng.normal(0, 0.8, size=3)
@@ -223,7 +175,7 @@ def _participant(name: str, design: _Design, factor: float, number: int, release
 
 
 def _write_subject(
-    folder: Path, name: str, design: _Design, rng: np.random.Generator, factor: float, template: Template | None
+    folder: Path, name: str, design: Design, rng: np.random.Generator, factor: float, template: Template | None
 ) -> None:
     """Write all files of a subject to a partial folder, and rename it when they are complete."""
     for leftover in folder.glob(f".{name}.*{PARTIAL_SUFFIX}"):
@@ -252,7 +204,7 @@ def _write_subject(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sidecar(design: _Design, n_samples: int) -> dict[str, Any]:
+def _sidecar(design: Design, n_samples: int) -> dict[str, Any]:
     """Return the content of a recording's eeg.json."""
     return {
         "TaskName": CONTRAST_TASK,
@@ -266,7 +218,7 @@ def _sidecar(design: _Design, n_samples: int) -> dict[str, Any]:
     }
 
 
-def _draw_trials(design: _Design, rng: np.random.Generator, mean_rt: float, null_mean: float) -> list[Trial]:
+def _draw_trials(design: Design, rng: np.random.Generator, mean_rt: float, null_mean: float) -> list[Trial]:
     """Draw the trials of a run. In a null simulation, the recorded response times are drawn around `null_mean`."""
     trials = []
     start = LEAD_SECONDS
@@ -288,7 +240,7 @@ def _draw_trials(design: _Design, rng: np.random.Generator, mean_rt: float, null
     return trials
 
 
-def _copy_trials(template: Template, design: _Design, rng: np.random.Generator, null_mean: float) -> list[Trial]:
+def _copy_trials(template: Template, design: Design, rng: np.random.Generator, null_mean: float) -> list[Trial]:
     """Return the trials of a real run. In a null simulation, evoked responses follow times drawn around `null_mean`."""
     trials = []
     for start, stimulus, rt in template.trials:
@@ -306,11 +258,11 @@ def _draw_rt(rng: np.random.Generator, mean: float) -> float:
             return rt
 
 
-def _channel_names(design: _Design) -> list[str]:
+def _channel_names(design: Design) -> list[str]:
     return [*(f"E{i + 1}" for i in range(design.channels - 1)), "Cz"]
 
 
-def _write_bdf(path: Path, x_CT: Array, design: _Design) -> None:
+def _write_bdf(path: Path, x_CT: Array, design: Design) -> None:
     from edfio import Bdf, BdfSignal
 
     digital = np.clip(np.round(x_CT * _STEPS_PER_MICROVOLT), -_MAX_DIGITAL, _MAX_DIGITAL).astype(np.int32)
@@ -329,7 +281,7 @@ def _write_bdf(path: Path, x_CT: Array, design: _Design) -> None:
     write_atomic(path, bdf.write)
 
 
-def _channels_table(design: _Design) -> str:
+def _channels_table(design: Design) -> str:
     """Return the content of channels.tsv."""
     return "name\ttype\tunits\n" + "".join(f"{name}\tEEG\tuV\n" for name in _channel_names(design))
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import datetime
+import struct
 
 import mne
 import numpy as np
 import pytest
 
-from raypipe.recordings.fif import FifSignal, companions
+from raypipe.recordings.fif import FifSignal, check_whole, companions
 from raypipe.recordings.formats import open_signal
 from raypipe.recordings.signal import Channel, UnreadableRecordingError
 
@@ -66,6 +67,17 @@ def test_the_files_of_a_split_recording_are_read_as_one(tmp_path, naming):
     np.testing.assert_allclose(signal.read([0], 0, 299_000, 300_000)[0], x_CT[0, 299_000:], rtol=1e-6)
     others = {path.name for path in tmp_path.iterdir()} - {first.name, "s-1_eeg-x.fif", "s-2_split-02_eeg.fif"}
     assert {path.name for path in companions(first)} == others != set()
+
+
+def test_tags_in_a_circle_give_one_line(tmp_path):
+    path = save(tmp_path / "a_eeg.fif", np.zeros((2, 300)))
+    whole = bytearray(path.read_bytes())
+    length = struct.unpack_from(">i", whole, 8)[0]
+    second = 16 + length
+    struct.pack_into(">i", whole, second + 12, second)
+    path.write_bytes(whole)
+    with pytest.raises(UnreadableRecordingError, match=r"a_eeg\.fif: damaged: a tag names an earlier byte, \d+"):
+        check_whole(path)
 
 
 def test_a_truncated_file_gives_one_line(tmp_path):

@@ -35,6 +35,10 @@ def test_simulated_runs_have_the_events_of_real_runs(tmp_path):
     trials = contrast_trials(events)
     np.testing.assert_allclose(trials["rt"], [1.5, np.nan])
     assert "R5" in (out / "R5_mini_L100_bdf" / "participants.tsv").read_text()
+    # More subjects with other events, or with simulated ones, would be another data set.
+    simulate_release(tmp_path / "hbn", events=tmp_path / "real", subjects=2, channels=5, trials=2)
+    with pytest.raises(UserError, match=r"was simulated with events \w{12}, not simulated; choose another folder"):
+        simulate_release(tmp_path / "hbn", subjects=3, channels=5, trials=2)
 
 
 def test_events_without_a_usable_trial_are_refused(tmp_path):
