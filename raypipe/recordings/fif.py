@@ -108,16 +108,17 @@ class FifSignal(RawSignal):
     Raises
     ------
     UnreadableRecordingError
-        MNE cannot read the file.
+        MNE cannot read the file, or would read for ever.
     """
 
     def __init__(self, path: Path) -> None:
         import mne
 
+        check_whole(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             raw = mne.io.read_raw_fif(path, preload=False, allow_maxshield=True, verbose="ERROR")
-        for part in raw.filenames:
+        for part in raw.filenames[1:]:
             check_whole(Path(part))
         super().__init__(raw, path)
 
@@ -137,14 +138,14 @@ def check_whole(path: Path) -> None:
     Raises
     ------
     UnreadableRecordingError
-        It is not there, or the tags form a circle, in which MNE would read for ever.
+        It is not there, or tags lead back to earlier ones, and MNE would read for ever.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
         place, seen = 0, set[int]()
         while place + _TAG.size <= size:
-            if place in seen:
-                raise UnreadableRecordingError(f"{path}: damaged: a tag names an earlier byte, {place}, as the next")
+            if place in seen or place < 0:
+                raise UnreadableRecordingError(f"{path}: damaged: the tags after byte {max(seen)} lead back")
             seen.add(place)
             file.seek(place)
             _, _, length, following = _TAG.unpack(file.read(_TAG.size))

@@ -7,7 +7,7 @@ import mne
 import numpy as np
 import pytest
 
-from raypipe.recordings.fif import FifSignal, check_whole, companions
+from raypipe.recordings.fif import FifSignal, companions
 from raypipe.recordings.formats import open_signal
 from raypipe.recordings.signal import Channel, UnreadableRecordingError
 
@@ -69,15 +69,18 @@ def test_the_files_of_a_split_recording_are_read_as_one(tmp_path, naming):
     assert {path.name for path in companions(first)} == others != set()
 
 
-def test_tags_in_a_circle_give_one_line(tmp_path):
+@pytest.mark.parametrize("damage", ["next", "size"])
+def test_tags_that_lead_back_give_one_line(tmp_path, damage):
     path = save(tmp_path / "a_eeg.fif", np.zeros((2, 300)))
     whole = bytearray(path.read_bytes())
-    length = struct.unpack_from(">i", whole, 8)[0]
-    second = 16 + length
-    struct.pack_into(">i", whole, second + 12, second)
+    second = 16 + struct.unpack_from(">i", whole, 8)[0]
+    if damage == "next":
+        struct.pack_into(">i", whole, second + 12, second)
+    else:
+        struct.pack_into(">ii", whole, second + 8, -10_000, 0)
     path.write_bytes(whole)
-    with pytest.raises(UnreadableRecordingError, match=r"a_eeg\.fif: damaged: a tag names an earlier byte, \d+"):
-        check_whole(path)
+    with pytest.raises(UnreadableRecordingError, match=r"a_eeg\.fif: damaged: the tags after byte \d+ lead back"):
+        open_signal(path)
 
 
 def test_a_truncated_file_gives_one_line(tmp_path):

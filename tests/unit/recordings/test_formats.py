@@ -49,7 +49,7 @@ def test_the_other_formats_are_found_under_any_name(tmp_path):
         (b"MATLAB 5.0 MAT-file" + b"\0" * 600, "cannot be read"),
         (b"\x89HDF\r\n\x1a\n" + bytes(600), r"MATLAB 7\.3"),
         (b"Brain Vision Data Exchange Header File Version 1.0\n", "its header has no valid entry numberofchannels"),
-        (b"\0\0\0\x64\0\0\0\x1f" + bytes(600), "cannot be read"),
+        (b"\0\0\0\x64\0\0\0\x1f" + bytes(600), "lacks its last tag"),
         (b"0       ", "not an EDF file"),
         (b"\xffBIOSEMI" + b"\xff" * 600, "not a BDF file"),
     ],
