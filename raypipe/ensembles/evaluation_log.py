@@ -15,7 +15,7 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from raypipe.core.errors import DiskFullError, StorageError, UserError
 from raypipe.core.record import FrozenModel, Record
@@ -155,14 +155,16 @@ def read_looks(windows: WindowStore) -> list[Look]:
 
 def registries_of(windows: WindowStore) -> list[str]:
     """Return the path or URI of the registry of each store; empty for windows that are in no folder."""
-    return [place for store in windows.places if (place := _registry_of(store)) is not None]
+    places = (place for store in windows.places if (place := _registry_of(store)) is not None)
+    return list(dict.fromkeys(places))
 
 
 def _registry_of(store: str) -> str | None:
-    if "://" in store:
-        parts = urlsplit(store)
+    """Return where a store's registry is: beside the folder itself, by whichever link or URI it is reached."""
+    parts = urlsplit(store) if "://" in store else None
+    if parts is not None and parts.scheme != "file":
         return urlunsplit(parts._replace(path=parts.path.rstrip("/") + REGISTRY_SUFFIX))
-    path = Path(store)
+    path = Path(store if parts is None else unquote(parts.path)).resolve()
     return str(path.with_name(path.name + REGISTRY_SUFFIX)) if path.is_dir() else None
 
 

@@ -14,6 +14,7 @@ from raypipe.ensembles.evaluation_log import (
     read_evaluations,
     read_looks,
     record_evaluation,
+    registries_of,
 )
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.storage.files import PARTIAL_SUFFIX
@@ -87,6 +88,28 @@ def test_looks_at_a_person_are_counted_over_all_runs_on_a_store(store, tmp_path)
     assert record_evaluation(c, store, [0], "auto") == Evaluations(1, 1)
     assert record_evaluation(b, store, [0], "equal") == Evaluations(3, 2)
     assert [look.people for look in read_looks(store)] == [["s00", "s01"], ["s01", "s02"], ["s05"], ["s01", "s02"]]
+
+
+@pytest.mark.parametrize("by", ["store", "a link", "a link above", "file URI", "file URI of a link"])
+def test_a_store_that_is_reached_in_another_way_has_the_same_count(by, tmp_path):
+    (tmp_path / "a b" / "store").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a b" / "store")
+    (tmp_path / "above").symlink_to(tmp_path / "a b")
+    own, link = tmp_path / "a b" / "store", tmp_path / "link"
+    places = {"store": own, "a link": link, "a link above": tmp_path / "above" / "store"}
+    other = (places | {"file URI": own.as_uri(), "file URI of a link": f"{link.as_uri()}/"})[by]
+    run = _run(tmp_path / "a", ["s00"], "a")
+    record_evaluation(run, _Store(own), [0], "auto")
+    assert record_evaluation(_run(tmp_path / "b", ["s00"], "b"), _Store(other), [0], "auto") == Evaluations(2, 2)
+    assert len(read_looks(_Store(own))) == len(read_looks(_Store(other))) == 2
+
+
+def test_a_store_under_two_names_is_looked_at_once(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    both = _Store(tmp_path / "store")
+    both.places = [str(tmp_path / name) for name in ("store", "link")]
+    assert registries_of(both) == [str(tmp_path / "store.looks")]
 
 
 def test_concurrent_looks_are_all_counted(store, tmp_path):
