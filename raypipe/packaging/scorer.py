@@ -290,15 +290,19 @@ class ChallengeChecks:
         return "finite in either unit (the predictions differ: pass volts)"
 
     def _time(self) -> str:
-        start = time.perf_counter()
-        predict_one_by_one(self.model, self.x_NCT[:N_TIMED_WINDOWS], self.device)
-        seconds = (time.perf_counter() - start) / N_TIMED_WINDOWS
+        # The fastest, since other programs only add to the time
+        seconds = min(self._seconds(x_CT[None]) for x_CT in self.x_NCT[:N_TIMED_WINDOWS])
         minutes = seconds * N_HIDDEN_WINDOWS / 60
         text = f"{1e3 * seconds:.1f} ms per window ({self.device}), {minutes:.0f} min for {N_HIDDEN_WINDOWS:,} windows"
         assert seconds < MAX_SECONDS_PER_WINDOW, (
             f"{text}: too slow; use fewer trials (raypipe ensemble --top) or smaller networks"
         )
         return text
+
+    def _seconds(self, x_1CT: NDArray[np.float32]) -> float:
+        start = time.perf_counter()
+        predict_one_by_one(self.model, x_1CT, self.device)
+        return time.perf_counter() - start
 
     def _memory(self) -> str:
         tensors = [*self.model.parameters(), *self.model.buffers()]

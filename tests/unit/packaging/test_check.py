@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from types import ModuleType
 
 import pytest
 import torch
@@ -176,6 +177,19 @@ def test_tampered_submissions_fail(submission, tmp_path, quick, case):
     details = [line.detail for line in report.failures if line.name.endswith(name)]
     assert details and re.search(reason, details[0]), str(report)
     assert not (tmp_path / "evil.py").exists()
+
+
+@pytest.mark.parametrize(("fastest", "slow"), [(0.1, False), (0.6, True)])
+def test_the_time_of_a_window_is_that_of_the_fastest(monkeypatch, fastest, slow):
+    request = {"device": "cpu", "n_channels": 2, "n_times": 10}
+    checks = scorer.ChallengeChecks(ModuleType("submission"), "1", request)
+    seconds = iter([0.9, fastest, *[0.9] * scorer.N_TIMED_WINDOWS])  # other programs only add to it
+    monkeypatch.setattr(checks, "_seconds", lambda x_1CT: next(seconds))
+    if not slow:
+        assert checks._time() == "100.0 ms per window (cpu), 167 min for 100,000 windows"
+        return
+    with pytest.raises(AssertionError, match=r"600\.0 ms per window .*: too slow; use fewer trials"):
+        checks._time()
 
 
 def test_a_bundle_of_other_windows_fails(submission, values, tmp_path):
