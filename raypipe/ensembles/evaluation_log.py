@@ -28,7 +28,9 @@ from raypipe.storage.run_store import RunStore
 EVALUATION_LOG = "ensemble/evaluations.json"
 REGISTRY_SUFFIX = ".looks"
 """Ending of the registry's folder, after the name of the store."""
-
+OPTIMISTIC = "Choosing the best of several scores makes it optimistic."
+UNCOUNTED = "Scorings of these subjects by other runs are not counted"
+"""Beginning of the note on a registry that cannot be written."""
 
 DEFAULT_TOP = 10
 """Trials that are candidates where none are named."""

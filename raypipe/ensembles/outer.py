@@ -17,7 +17,7 @@ from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level
 from raypipe.core.metrics import constant_prediction, get_metric
 from raypipe.core.progress import Progress
 from raypipe.ensembles.decisions import decide
-from raypipe.ensembles.evaluation_log import read_evaluations
+from raypipe.ensembles.evaluation_log import OPTIMISTIC, UNCOUNTED, read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble, read_ensemble_record
 from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled, with_article
@@ -70,6 +70,10 @@ class OuterScores:
     """
     parameters: pd.DataFrame
     """Parameters that the best trial of each part has drawn: a row per parameter, a column per part."""
+    held_out_evaluations: int
+    """Scorings of the subject who was scored most often, by all runs on the store."""
+    notes: list[str]
+    """How often the subjects were scored, from the second time on, and which scorings are not counted."""
 
     @property
     def score(self) -> float:
@@ -205,6 +209,8 @@ def read_scores(outer: OuterRun) -> OuterScores:
         decision_weights=weights_PK,
         by_part=_table_of_parts(ensembles),
         parameters=_parameters(ensembles),
+        held_out_evaluations=max(each.held_out_evaluations for each in ensembles),
+        notes=_notes(ensembles),
     )
 
 
@@ -241,6 +247,13 @@ def _table_of_parts(ensembles: list[Ensemble]) -> pd.DataFrame:
 def _parameters(ensembles: list[Ensemble]) -> pd.DataFrame:
     drawn = {number: one.run.record(one.run.ranked()[0].number).params for number, one in enumerate(ensembles, start=1)}
     return pd.DataFrame(drawn).sort_index()
+
+
+def _notes(ensembles: list[Ensemble]) -> list[str]:
+    times = max(each.held_out_evaluations for each in ensembles)
+    notes = [f"These subjects have been scored up to {times} times. {OPTIMISTIC}"] if times > 1 else []
+    uncounted = [note for each in ensembles for note in each.notes if note.startswith(UNCOUNTED)]
+    return notes + list(dict.fromkeys(uncounted))
 
 
 def write_verdict(outer: OuterRun, scores: OuterScores) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from raypipe.core.bootstrap import MAX_CHANCE, MIN_SUBJECTS
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.comparisons import compare_with_baseline, gap_note
+from raypipe.ensembles.evaluation_log import OPTIMISTIC, UNCOUNTED
 from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled, with_article
 from raypipe.ensembles.outcome import Outcome, side_of
 from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE, is_by_subject
@@ -198,9 +199,9 @@ def _notes(outcome: Outcome) -> list[str]:
             if runs > 1
             else f"This run has been scored on its held-out subjects {times} times."
         )
-        notes.append(f"{scored} Choosing the best of several scores makes it optimistic.")
+        notes.append(f"{scored} {OPTIMISTIC}")
     if uncounted is not None:
-        notes.append(f"Scorings of these subjects by other runs are not counted: {uncounted}.")
+        notes.append(f"{UNCOUNTED}: {uncounted}.")
     if held_out_evidence(outcome.table, outcome.metric) == "too few":
         chance = float(outcome.table.loc[ENSEMBLE].to_dict()["smallest_chance"])
         notes.append(

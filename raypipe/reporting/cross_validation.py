@@ -100,6 +100,9 @@ class CrossValidation:
     def scores(self) -> OuterScores:
         """Scores of all subjects: ``score``, ``interval``, ``constant``, ``difference``, ``by_part``, ``parameters``.
 
+        ``held_out_evaluations`` is how often the subject was scored who was scored most often, and ``notes`` say so
+        from the second time on.
+
         Raises
         ------
         UserError

@@ -54,7 +54,8 @@ def status_lines(outer: OuterRun) -> list[str]:
     elif not all(read_ensemble_record(run) for run in runs if run):
         lines.append(f"  next: raypipe ensemble {name}")
     else:
-        lines.append(f"  {write_verdict(outer, read_scores(outer))}")
+        scores = read_scores(outer)
+        lines += [f"  {line}" for line in (write_verdict(outer, scores), *scores.notes)]
     return lines
 
 
@@ -106,6 +107,7 @@ def _render(outer: OuterRun, scores: OuterScores) -> str:
         level=describe_level(scores.metric, scores.level).replace("fold", "part"),
         resampled=resampled(scores.subjects, len(np.unique(scores.units))),
         scores=_score_table(scores, metric),
+        notes=scores.notes,
         parts=_part_table(scores.by_part, metric),
         baselines=_baseline_table(outer, scores),
         parameters=_parameter_table(scores.parameters),

@@ -19,6 +19,8 @@ from raypipe.core.metrics import constant_prediction, score
 from raypipe.core.options import MAX_SEED
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.outer import OuterScores, PooledPredictions, _table_of_parts, write_verdict
 from raypipe.reporting.compare_outer import compare_outer
 from raypipe.search.outer import resume_outer
@@ -96,6 +98,29 @@ def test_status_verdict_and_report(made, tmp_path):
     assert "could not be drawn" not in text
     model = "ridge" if made.store.info.kind == "regression" else "logistic regression"
     assert f"<td>{model} on band power</td>" in text and text.count('<th scope="col" class="number">mean</th>') == 1
+
+
+def test_every_look_after_the_first_is_noted_wherever_the_score_is_shown(made, copied, tmp_path, capsys):
+    assert made.scores.held_out_evaluations == 1 and made.scores.notes == []
+    cv = CrossValidation(copied.where)
+    cv.parts[1].ensemble(method="best")
+    with pytest.raises(SystemExit) as end:
+        app.main(["ensemble", copied.where, "--method", "equal"])
+    assert end.value.code == 0
+    times = [Ensemble.load(run).held_out_evaluations for run in copied.runs]
+    assert times[1] > times[0] and times[1] > times[2] and cv.scores.held_out_evaluations == times[1]
+    note = f"These subjects have been scored up to {times[1]} times. Choosing the best of several"
+    assert note in " ".join(capsys.readouterr().out.split()) and note in cv.status() and note in cv.scores.notes[0]
+    assert f'<p class="note">{note}' in Path(cv.report(tmp_path / "r.html")).read_text()
+
+
+def test_looks_that_are_not_counted_are_noted_once_for_all_parts(copied, tmp_path):
+    store = shutil.copytree(copied.info.data, tmp_path / "store")
+    (tmp_path / "store.looks").write_text("in the way")
+    for run in copied.runs:
+        fit_ensemble(run, method="best", windows=WindowStore(store)).save()
+    (note,) = (note for note in CrossValidation(copied.where).scores.notes if "not counted" in note)
+    assert "store.looks cannot be written" in note and note in CrossValidation(copied.where).status()
 
 
 def test_groups_of_people_are_what_the_interval_resamples(made):
