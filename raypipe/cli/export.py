@@ -128,7 +128,8 @@ def chance(
     """Test the ensemble against chance, by shuffling the targets of held-out people.
 
     Nothing is trained again: the held-out subjects were never used for training or model selection, so the test
-    holds for the whole search.
+    holds for the whole search. Targets are shuffled between people if each has one, else within each person: whole
+    recordings or blocks where these have one target, else trials.
     """
     from raypipe.ensembles.chance import chance_test
     from raypipe.storage.run_store import RunStore

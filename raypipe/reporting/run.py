@@ -168,7 +168,7 @@ class Run:
         Raises
         ------
         UserError
-            The run has no ensemble, or there are too few people.
+            The run has no ensemble, there are too few people, or the windows cannot be opened.
         """
         from raypipe.ensembles.chance import chance_test
 

@@ -13,6 +13,7 @@ from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.levels import ScoredRows
 from raypipe.core.metrics import score
+from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.chance import MIN_ORDERS, chance_test, permute
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
@@ -169,6 +170,114 @@ def test_orders_without_a_score_count_as_good():
     test = permute("nrmse", "person", rows_of(np.arange(12.0), np.arange(12.0), np.arange(12)), 9, 0)
     assert test.p == 0.1
     assert dataclasses.replace(test, null=np.full(9, np.nan)).p == 1.0
+
+
+def with_offsets(seed, recordings, offset=1.0, people=8):
+    """Return windows of noise and an offset of each block, in recordings of blocks, and the recording of each window.
+
+    A block is the share of its second class, and its number of windows.
+    """
+    rng = np.random.default_rng(seed)
+    subjects, names, targets, logits = [], [], [], []
+    for person in range(people):
+        for number, blocks in enumerate(recordings):
+            for share, n in blocks:
+                subjects += [f"p{person}"] * n
+                names += [f"p{person}-{number}"] * n
+                targets += (rng.permutation(n) < round(share * n)).astype(int).tolist()
+                logits += (offset * rng.normal() + rng.normal(size=n)).tolist()
+    p = 1 / (1 + np.exp(-np.array(logits)))
+    return rows_of(np.array(targets), np.stack([1 - p, p], 1), np.array(subjects)), np.array(names)
+
+
+def one_by_one(rows, rng) -> float:
+    """Return p of windows that are exchanged one by one within each person, wherever they come from."""
+    observed, null = score("auc", rows.targets, rows.predictions), []
+    places = [np.flatnonzero(rows.subjects == subject) for subject in np.unique(rows.subjects)]
+    for _ in range(39):
+        shuffled = rows.targets.copy()
+        for place in places:
+            shuffled[place] = rng.permutation(rows.targets[place])
+        null.append(score("auc", shuffled, rows.predictions))
+    return (1 + np.sum(np.array(null) >= observed)) / 40
+
+
+@pytest.mark.parametrize(
+    ("recordings", "known"),
+    [
+        pytest.param([[(0, 20)], [(1, 20)]], True, id="a class in each recording"),
+        pytest.param([[(0, 20)], [(1, 20)]], False, id="a class in each half"),
+        pytest.param([[(0, 45)], [(1, 15)]], True, id="recordings of different length"),
+        pytest.param([[(0, 10), (1, 10)] * 3], True, id="blocks of one recording"),
+        pytest.param([[(0.2, 20)], [(0.8, 20)]], True, id="trials of recordings with more of one class"),
+    ],
+)
+def test_offsets_of_recordings_and_blocks_are_not_taken_for_an_effect(recordings, known):
+    found, alone = [], []
+    for seed in range(150):
+        rows, names = with_offsets(seed, recordings)
+        found.append(permute("auc", "window", rows, 99, seed, recordings=names if known else None).p)
+        alone += [one_by_one(rows, np.random.default_rng(seed))] if seed < 60 else []
+    assert np.mean(np.array(found) <= 0.05) < 0.11 and 0.4 < np.mean(found) < 0.62
+    assert np.mean(np.array(alone) <= 0.05) > 0.11
+
+
+@pytest.mark.parametrize("recordings", [[[(0, 20)], [(1, 20)]], [[(0, 10), (1, 10)] * 3]])
+def test_an_effect_is_found_between_recordings_and_between_blocks(recordings):
+    rows, names = with_offsets(0, recordings, offset=0.3)
+    p = np.clip(rows.predictions[:, 1] / 2 + rows.targets / 2, 0.01, 0.99)
+    test = permute("auc", "window", rows._replace(predictions=np.stack([1 - p, p], 1)), 499, 0, recordings=names)
+    assert test.p < 0.02 and test.runs == 8 * sum(map(len, recordings))
+    assert "exact for the whole search" in test.render() and "could have had any order" in test.render()
+
+
+def test_predictions_that_know_only_how_frequent_classes_are_find_nothing():
+    """Exchanged between recordings of different length, the targets of windows would be others on the whole."""
+    rows, names = with_offsets(0, [[(0, 45)], [(1, 15)]])
+    constant = rows._replace(predictions=np.tile([0.75, 0.25], (len(rows.targets), 1)))
+    assert permute("brier", "window", constant, 99, 0, recordings=names).p == 1.0
+
+
+def test_trials_stay_in_their_recording():
+    rows, names = with_offsets(0, [[(0.2, 10)], [(0.7, 20)]])
+    of_recording = np.unique(names, return_inverse=True)[1] % 2
+    p = np.where(of_recording, 0.7, 0.2)  # what says nothing but the recording
+    test = permute("auc", "window", rows._replace(predictions=np.stack([1 - p, p], 1)), 50, 0, recordings=names)
+    np.testing.assert_allclose(test.null, test.score)
+    assert test.runs is None and "shuffled within each recording" in test.render()
+    assert "if a person's trials are independent of each other" in test.render()
+
+
+def test_too_few_orders_of_recordings_are_one_line():
+    rows, names = with_offsets(0, [[(0, 20)], [(1, 20)]], people=4)
+    with pytest.raises(
+        UserError, match=r"the 8 runs of windows of these 4 people have 16 different orders, and a test"
+    ):
+        permute("auc", "window", rows, 99, 0, recordings=names)
+    rows, names = with_offsets(0, [[(0, 20)], [(1, 20)]], people=5)
+    assert permute("auc", "window", rows, 99, 0, recordings=names).runs == 10
+
+
+def test_recordings_and_order_are_those_of_the_windows(classes, tmp_path, monkeypatch):
+    """Three windows of each person are of one recording and one class, and lie in the store in any order."""
+    run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
+    fit_ensemble(run, windows=classes.windows, method="equal").save()
+    windows, ensemble = WindowStore(classes.windows.path), Ensemble.load(run)
+    later = np.tile([1, 0, 0, 1, 1, 0], len(windows) // 6)
+    windows.table["recording"] = [f"{who}-{half}" for who, half in zip(windows.subjects, later, strict=True)]
+    held = dataclasses.replace(ensemble.held_out, targets=later[ensemble.held_out.windows])
+    changed = dataclasses.replace(ensemble, held_out=held, held_out_evaluations=3)
+    monkeypatch.setattr(Ensemble, "load", lambda run: changed)
+    found = chance_test(run, permutations=20, windows=windows)
+    people = len(np.unique(held.subjects))
+    assert (found.recordings, found.runs) == (2 * people, 2 * people)
+    assert f"of one mean prediction for each of {2 * people} recordings of {people} held-out people" in found.render()
+    assert "shuffled between the recordings of each person" in found.render()
+    assert "They have been scored up to 3 times: if this ensemble was chosen by its held-out score" in found.render()
+    windows.table["recording"] = windows.subjects  # blocks of one recording, whose onsets have them in turn
+    windows.table["onset"] = 10.0 * later + np.arange(len(windows)) % 6
+    assert (found := chance_test(run, permutations=20, windows=windows)).runs == 2 * people
+    assert found.recordings == people and "shuffled between the runs of each person" in found.render()
 
 
 def test_several_values_of_a_person_stay_together():
