@@ -90,7 +90,7 @@ class SweepOptions(FrozenModel):
         Flag(SIZE, _DEFAULT_HELD_OUT, metavar="SHARE|NAMES"),
     ] = "auto"
     """Subjects that no trial, weight or choice sees: a share of all, which is rounded to 1/2, 1/3, 1/4 and so on, or
-    names of subjects and of HBN-EEG releases, separated by commas."""
+    names of subjects and of HBN-EEG releases, separated by commas. A name of both is the subject's."""
     seed: Annotated[int, Flag(SIZE)] = Field(0, ge=0, le=MAX_SEED)
     """Seed of the fold map and of the sampler."""
     metric: Annotated[str | None, Flag(SIZE, "that of the windows")] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,7 +36,7 @@ def folds_of(windows: WindowStore, n_folds: int, held_out: HeldOut, seed: int, r
         classes=bool(windows.classes),
         n_folds=n_folds,
         repeats=repeats,
-        held_out=held_out_of(held_out, windows.releases),
+        held_out=held_out_of(held_out, windows),
         seed=seed,
         group_of=windows.group_of,
     )
@@ -54,14 +54,14 @@ def outer_parts_of(windows: WindowStore, n_parts: int, seed: int) -> list[list[s
     )
 
 
-def held_out_of(asked: HeldOut, release_by_subject: dict[str, str]) -> float | list[str]:
+def held_out_of(asked: HeldOut, windows: WindowStore) -> float | list[str]:
     """Return the share of subjects that a run holds out, or their labels.
 
     Parameters
     ----------
     asked
-        A share; names of subjects and of releases; or ``auto``: the subjects of the warm-up release if there are other
-        releases too, else `DEFAULT_SHARE`.
+        A share; names of subjects and of releases, where a name of both is the subject's; or ``auto``: the subjects of
+        the warm-up release if there are other releases too, else `DEFAULT_SHARE`.
 
     Raises
     ------
@@ -69,15 +69,18 @@ def held_out_of(asked: HeldOut, release_by_subject: dict[str, str]) -> float | l
         No subject is of a named release.
     """
     if asked == "auto":
-        releases = set(release_by_subject.values())
+        releases = set(windows.releases.values())
         if len(releases) > 1 and WARM_UP in releases:
-            return subjects_of([WARM_UP], release_by_subject)
+            return subjects_of([WARM_UP], windows.releases)
         return DEFAULT_SHARE
-    return float(asked) if isinstance(asked, int | float) else subjects_of(asked, release_by_subject)
+    if isinstance(asked, int | float):
+        return float(asked)
+    present = set(windows.subjects.tolist())
+    return subjects_of(asked, windows.releases, present)
 
 
-def subjects_of(names: Sequence[str], release_by_subject: dict[str, str]) -> list[str]:
-    """Replace names of releases by their subjects; other names are kept.
+def subjects_of(names: Sequence[str], release_by_subject: dict[str, str], subjects: Collection[str] = ()) -> list[str]:
+    """Replace names of releases by their subjects; other names are kept, and so are those of `subjects`.
 
     Raises
     ------
@@ -86,7 +89,7 @@ def subjects_of(names: Sequence[str], release_by_subject: dict[str, str]) -> lis
     """
     out: list[str] = []
     for name in names:
-        if name not in RELEASES:
+        if name in subjects or name not in RELEASES:
             out.append(name)
             continue
         inside = sorted(subject for subject, release in release_by_subject.items() if release == name)

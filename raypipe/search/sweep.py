@@ -70,7 +70,7 @@ def sweep(
     check_places(space if isinstance(space, str | Path) else None, *places_of(data), run, init, chosen.storage)
     check_trackers(chosen.track)
     windows = open_windows(data)
-    chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
+    chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows)})
     metric = metric_of(chosen, windows)
     source, callback = load_space(space, windows.names), callback or SweepCallback()
     if without_effect := parameters_without_effect(source, windows.kind):

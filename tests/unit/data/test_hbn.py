@@ -74,6 +74,7 @@ def test_names_of_releases_are_replaced_by_their_subjects():
     assert subjects_of(["R5", "b"], release) == ["a", "c", "b"]
     with pytest.raises(UserError, match="held out R7: no subject is of that release; available: R1, R5"):
         subjects_of(["R7"], release)
+    assert subjects_of(["R5", "R7", "R1"], release, {"a", "R7", "R1"}) == ["a", "c", "R7", "R1"]
 
 
 def test_without_eegdash_one_line_explains_how_to_get_the_data(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raypipe.core.errors import UserError
 from raypipe.core.fold_drawing import make_folds
 from raypipe.core.folds import LeakError
 from raypipe.data.splits import audit_subjects, copied_windows, folds_of
@@ -14,6 +15,15 @@ from tests.support.toys import ToyWindows, write_store
 def made(tmp_path):
     windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
     return windows, make_folds(windows.subjects, windows.targets, classes=False, n_folds=3)
+
+
+def test_a_subject_with_the_name_of_a_release_is_itself(made):
+    windows, _ = made
+    windows.subjects = np.array([f"R{int(name[1:]) + 1}" for name in windows.subjects])
+    people = sorted(set(windows.subjects.tolist()))
+    assert folds_of(windows, 2, people[:2], seed=0).held_out == people[:2]
+    with pytest.raises(UserError, match="held out R11: no subject is of that release"):
+        folds_of(windows, 2, ["R11"], seed=0)
 
 
 def test_an_undamaged_store_passes_the_audit(made):
