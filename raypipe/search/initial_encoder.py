@@ -43,6 +43,7 @@ def copy_encoder(init: str | Path, where: str | Path, folds: FoldMap, space: Sea
     return {
         "run": str(init),
         "objective": card.objective.name,
+        "subjects_seen": card.subjects_seen,
         "fold_wise": "encoder.safetensors" not in files,
         "files": {name: digest(data) for name, data in files.items()},
     }

@@ -58,7 +58,7 @@ class WarmStart(FrozenModel):
     finished: int
     """Trials with a score that it has."""
     people: list[str]
-    """Subjects that its trials, or those of the runs that it started from, were trained and ranked on."""
+    """Subjects that its trials, or those of the runs that it started from, were pretrained, trained or ranked on."""
     trials: list[WarmTrial]
     """The ones that are valid in the new space."""
 
@@ -93,8 +93,8 @@ def collect_warm_trials(
     UserError
         The runs have different targets, labels or metrics, or no trial can be used.
     LeakError
-        Trials of the old run, or of one that it started from, were ranked on subjects that the new run holds
-        out, or on others of their groups.
+        Trials of the old run, or of one that it started from, were pretrained or ranked on subjects that the new run
+        holds out, or on others of their groups.
     """
     if (old.info.target, old.info.metric) != (target, metric):
         raise UserError(
@@ -108,8 +108,9 @@ def collect_warm_trials(
     both = folds.held_out_among(people)
     if both:
         raise LeakError(
-            f"--warm-start {old.where}: its trials were trained and ranked on {len(both)} subject(s) that this run "
-            f"holds out ({name_some(both)}); hold out its held-out subjects, with the same --held-out and --seed"
+            f"--warm-start {old.where}: its trials were pretrained, trained or ranked on {len(both)} subject(s) that "
+            f"this run holds out ({name_some(both)}); hold out its held-out subjects, with the same --held-out and "
+            "--seed"
         )
     finished = [
         r for r in old.results() if r.state != "failed" and r.score is not None and old.rerun_of(r.number) is None
@@ -130,10 +131,11 @@ def collect_warm_trials(
 
 
 def _people_of(run: RunStore) -> list[str]:
-    """Return the subjects that influenced a run's trials: its own, and those of the runs that it started from."""
+    """Return the subjects that influenced a run's trials: its own, its encoder's, and those of runs it started from."""
     own = {subject for subject, fold in run.folds.fold_of.items() if fold != HELD_OUT}
+    pretrained = (run.info.init or {}).get("subjects_seen", [])
     inherited = WarmStart.model_validate(run.info.warm).people if run.info.warm is not None else []
-    return sorted(own.union(inherited))
+    return sorted(own.union(inherited, pretrained))
 
 
 def _translate(old: RunStore, result: TrialResult, space: SearchSpace, stores: Mapping[str, str]) -> WarmTrial:

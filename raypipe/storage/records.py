@@ -93,7 +93,7 @@ class RunInfo(SearchInfo):
     warm: dict[str, Any] | None = None
     """Trials of other runs that the study starts with (`raypipe.search.warm_start`)."""
     init: dict[str, Any] | None = None
-    """Pretrained run whose encoders are in the run's ``init`` folder: its place, its objective and their checksums."""
+    """Pretrained run whose encoders are in the run's ``init`` folder: place, objective, subjects, checksums."""
 
 
 class Epoch(FrozenModel):

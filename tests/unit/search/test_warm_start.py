@@ -190,6 +190,15 @@ def test_trials_ranked_on_people_whom_the_new_run_holds_out_are_refused(old, tmp
         )
 
 
+def test_people_of_the_old_runs_encoder_count_as_seen(old):
+    """Nobody could start from that encoder in a run that holds them out."""
+    old.info = old.info.model_copy(update={"init": {"run": "enc", "subjects_seen": ["someone"], "files": {}}})
+    start = {"target": "toy", "metric": "nrmse", "labels": SAME}
+    with pytest.raises(LeakError, match=r"pretrained, trained or ranked on 1 subject\(s\) .* \(someone\)"):
+        collect_warm_trials(old, SearchSpace(SPACE), folds=_holding_out(["someone"]), **start)
+    assert "someone" in collect_warm_trials(old, SearchSpace(SPACE), folds=NOTHING_HELD_OUT, **start).people
+
+
 def test_nothing_to_learn_from_is_one_line(old, tmp_path, windows):
     empty = make_run(tmp_path / "empty", windows)
     with pytest.raises(UserError, match="none of its trials has a score"):
