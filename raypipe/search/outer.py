@@ -28,8 +28,8 @@ from raypipe.search.sweep import drive, open_cluster
 from raypipe.search.trackers import check_trackers
 from raypipe.storage.code_files import hashes
 from raypipe.storage.creation import sole_creator
-from raypipe.storage.files import check_places
-from raypipe.storage.outer_run import OuterInfo, OuterRun
+from raypipe.storage.files import check_places, open_folder
+from raypipe.storage.outer_run import EncoderInfo, OuterInfo, OuterRun
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
@@ -65,8 +65,8 @@ def sweep_outer(
         callback.on_warning(without_effect)
     if left_out := windows.left_out_line():
         callback.on_warning(left_out)
-    found = _open(source, windows, str(run), chosen, outer)
-    return _drive_parts(found, source, windows, chosen, init, callback, stop)
+    found = _open(source, windows, str(run), chosen, outer, init)
+    return _drive_parts(found, source, windows, chosen, _encoder_of(found, init), callback, stop)
 
 
 @restored_process_state()
@@ -83,10 +83,17 @@ def resume_outer(
     check_places(chosen.storage)
     windows, space = open_windows(found.info.data), found.read_space()
     _check_unchanged(found, windows, space, chosen, len(found.info.parts))
-    return _drive_parts(found, space, windows, chosen, None, callback, stop)
+    return _drive_parts(found, space, windows, chosen, _encoder_of(found), callback, stop)
 
 
-def _open(space: SearchSpace, windows: WindowStore, where: str, options: SweepOptions, outer: int) -> OuterRun:
+def _open(
+    space: SearchSpace,
+    windows: WindowStore,
+    where: str,
+    options: SweepOptions,
+    outer: int,
+    init: str | Path | None,
+) -> OuterRun:
     """Open an outer cross-validation, or create it."""
     if not OuterRun.exists(where):
         if RunStore.exists(where):
@@ -103,6 +110,7 @@ def _open(space: SearchSpace, windows: WindowStore, where: str, options: SweepOp
             space_hash=space.hash,
             code=hashes(space.files),
             parts=outer_parts_of(windows, outer, options.seed),
+            init=_describe_encoder(init) if init is not None else None,
         )
         with sole_creator(where):
             if not OuterRun.exists(where):
@@ -110,6 +118,32 @@ def _open(space: SearchSpace, windows: WindowStore, where: str, options: SweepOp
     found = OuterRun(where)
     _check_unchanged(found, windows, space, options, outer)
     return found
+
+
+def _describe_encoder(init: str | Path) -> EncoderInfo:
+    from raypipe.pretraining.encoders import read_card  # torch takes seconds to import
+
+    return EncoderInfo(run=open_folder(init).where, files=read_card(init).files)
+
+
+def _encoder_of(found: OuterRun, init: str | Path | None = None) -> str | Path | None:
+    """Return where the encoder of the parts that are not made yet is: `init`, or where it was at first.
+
+    Raises
+    ------
+    UserError
+        There is none any more, or another one than that of the other parts.
+    """
+    made = found.info.init
+    if made is None or all(RunStore.exists(place) for place in found.places):
+        return init
+    place = made.run if init is None else init
+    if _describe_encoder(place).files != made.files:
+        raise UserError(
+            f"{place}: not the encoder that {found.where} was made with ({made.run} at that time); this cannot change: "
+            "name a new run"
+        )
+    return place
 
 
 def _check_unchanged(

@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Literal
 
 from raypipe.core.errors import DamagedFileError, UserError
+from raypipe.core.record import FrozenModel
 from raypipe.core.search_space import SearchSpace
 from raypipe.core.store_names import parse_stores
 from raypipe.storage.code_files import read_code, read_metric, write_code, write_metric
 from raypipe.storage.files import open_folder, read_record, write_record
 from raypipe.storage.records import OUTER_FILE, SPACE_FILE, SearchInfo, describe_other_folder, digest
 from raypipe.storage.run_store import RunStore
+
+
+class EncoderInfo(FrozenModel):
+    """The pretrained encoder that trials of all parts start from."""
+
+    run: str
+    """Folder or URI."""
+    files: dict[str, str]
+    """Checksums by file name."""
 
 
 class OuterInfo(SearchInfo):
@@ -24,6 +34,8 @@ class OuterInfo(SearchInfo):
     """Times that they are drawn."""
     parts: list[list[str]]
     """Subjects that each part holds out. Every subject of the data is in one part."""
+    init: EncoderInfo | None = None
+    """Of ``--init``, for the parts that are not made yet; each part that is made has a copy."""
 
 
 class OuterRun:

@@ -28,6 +28,7 @@ from raypipe.pretraining.encoders import PretrainedRun, export_encoder, load_enc
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.pretraining.worker import _train_epoch, probe_score, train_encoders, tuned_score
 from raypipe.reporting.pretrain_report import _spread_over_subjects, plot_curves, status_lines
+from raypipe.search.outer import resume_outer, sweep_outer
 from raypipe.search.pretrain import pretrain, resume
 from raypipe.search.run_setup import open_run
 from raypipe.storage.files import PARTIAL_SUFFIX
@@ -37,6 +38,7 @@ from raypipe.training.finetuning import choose_trained, initial_id, merge_lora, 
 from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import never
 from raypipe.trial.local import run_trial
+from tests.support.plain import parts_without_ray
 from tests.support.process import process_state
 from tests.support.toys import ToyWindows, make_run, write_store
 
@@ -298,6 +300,28 @@ def test_an_encoder_that_has_seen_held_out_subjects_is_refused(store, encoder, t
     with pytest.raises(LeakError, match=others[0]):
         opened(store, tmp_path / "run", encoder, held_out=[others[0]])
     opened(store, tmp_path / "fine", encoder, held_out=held)
+
+
+def test_parts_of_an_outer_search_that_are_made_later_start_from_the_same_encoder(
+    encoder, conformer, tmp_path, monkeypatch
+):
+    toy = ToyWindows(subjects=6)
+    toy.subjects = np.array([f"new-{name}" for name in toy.subjects])  # the encoder has seen none of them
+    data, space, where = write_store(tmp_path / "new", toy), tmp_path / "space.py", tmp_path / "cv"
+    space.write_text(SPACE)
+    options = {"outer": 3, "trials": 1, "folds": 2}
+    monkeypatch.chdir(encoder.parent)
+    with parts_without_ray():
+        found = sweep_outer(space, data, where, init=encoder.name, **options)
+        monkeypatch.chdir(tmp_path)  # whoever resumes may be in another folder
+        made = [run.info.init for run in found.runs]
+        shutil.rmtree(where / "part-3")
+        with pytest.raises(UserError, match=r"conformer: not the encoder that .*cv was made with \(.*mae"):
+            sweep_outer(space, data, where, init=conformer, **options)
+        shutil.rmtree(where / "part-2")
+        assert [run.info.init["files"] for run in resume_outer(where).runs] == [one["files"] for one in made]
+        shutil.rmtree(where / "part-3")
+        assert len(sweep_outer(space, data, where, **options).runs) == 3  # the same without --init
 
 
 def test_a_space_that_needs_an_encoder_says_so(store, encoder, tmp_path):
