@@ -34,7 +34,8 @@ class WindowWriter:
     Attributes
     ----------
     digests
-        `shard_file.window_digest` of each window that was written.
+        `shard_file.window_digest` of each window that was written, before alignment: copies differ after it where their
+        people have other recordings too.
     sha256, bytes
         Hash of the samples, their shape and type, and the file's size; empty and 0 if no window was written.
     """
@@ -57,7 +58,7 @@ class WindowWriter:
         Parameters
         ----------
         microvolts_CT
-            The window in microvolts, of which the scale is taken. Default: `x_CT`.
+            The window in microvolts, of which the scale and the digest are taken. Default: `x_CT`.
 
         Raises
         ------
@@ -70,7 +71,7 @@ class WindowWriter:
             self._spreads.append((x_CT if microvolts_CT is None else microvolts_CT).std(axis=1))
         stored_CT = self._convert(x_CT)
         data = stored_CT.tobytes()
-        self.digests.append(window_digest(stored_CT))
+        self.digests.append(window_digest(stored_CT if microvolts_CT is None else self._clip(microvolts_CT)))
         file.write(data)
         self._digest.update(data)
         return True
@@ -94,6 +95,10 @@ class WindowWriter:
 
     def _shape(self, rows: int) -> tuple[int, int, int]:
         return rows, len(self._plan.channels), self._plan.window_samples
+
+    def _clip(self, x_CT: NDArray[np.float32]) -> NDArray[Any]:
+        limit = float(np.finfo(self._plan.dtype).max)  # before alignment, samples may be too large for float16
+        return np.clip(x_CT, -limit, limit).astype(self._plan.dtype)
 
     def _convert(self, x_CT: NDArray[np.float32]) -> NDArray[Any]:
         if self._plan.dtype == "float16" and np.abs(x_CT).max() > np.finfo(np.float16).max:

@@ -509,7 +509,9 @@ def test_groups_are_a_column_of_the_table(bids, out):
     assert plain.group_of == {} and plain.data_hash != store.data_hash
 
 
-def test_windows_that_are_copies_are_noted_by_recording(bids, out):
+@pytest.mark.parametrize("align", [None, "recording", "subject"])
+def test_windows_that_are_copies_are_noted_by_recording(bids, out, align):
+    """The rest of a recording changes how its copied windows are aligned."""
     first, second, *_ = find_recordings(bids)
     signal = microvolts(first)
     half = signal.shape[1] // 2
@@ -518,7 +520,7 @@ def test_windows_that_are_copies_are_noted_by_recording(bids, out):
         data[:, :half] = signal[:, :half] * 1e-6
 
     rewrite(second, edit)
-    store = prepare(bids, "participants:age", out, dtype="float16", window=2, jobs=1)
+    store = prepare(bids, "participants:age", out, dtype="float16", window=2, jobs=1, align=align)
     digests = store.table["digest"]
     n = int(digests[digests != ""].duplicated().sum())
     assert n > 3 and f"hold {n} windows with the same samples" in " ".join(store.manifest.accounting.notes)
