@@ -27,3 +27,14 @@ def enqueued_params(trial: FrozenTrial) -> dict[str, Any] | None:
     """Return the parameters with which a trial was enqueued; None where it was not."""
     found: dict[str, Any] | None = trial.system_attrs.get(FIXED_PARAMS)
     return found
+
+
+class DrawnParamsSampler(optuna.samplers.TPESampler):  # type: ignore[misc,unused-ignore]
+    """TPE that learns of a running trial what it has drawn.
+
+    Optuna's also reads parameters that were sampled for it and not drawn, from attributes that no record of the run
+    has: a rebuilt study would draw something else. One driver draws a trial at once, so nothing is lost.
+    """
+
+    def _get_params(self, trial: FrozenTrial, study: optuna.Study) -> dict[str, Any]:
+        return dict(trial.params)

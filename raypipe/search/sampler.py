@@ -10,9 +10,10 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from raypipe.core.seeds import derive_seed
+from raypipe.search.optuna_compat import DrawnParamsSampler
 
 
-class TrialSampler(optuna.samplers.TPESampler):  # type: ignore[misc,unused-ignore]
+class TrialSampler(DrawnParamsSampler):
     """TPE with a random stream for each parameter of a trial, derived from seed, trial and name.
 
     A driver may be killed after some parameters of a trial were drawn. They are in the study then, and are not drawn
@@ -42,5 +43,5 @@ class TrialSampler(optuna.samplers.TPESampler):  # type: ignore[misc,unused-igno
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             seed = derive_seed(*self._stream, param_name) % 2**32
-            sampler = optuna.samplers.TPESampler(seed=seed, **self._options)
+            sampler = DrawnParamsSampler(seed=seed, **self._options)
         return sampler.sample_independent(study, trial, param_name, param_distribution)

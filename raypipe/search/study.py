@@ -16,14 +16,14 @@ from optuna.trial import FrozenTrial, TrialState
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import LostCheckpointError, StorageError, UserError
 from raypipe.search.distributions import pack_distributions
+from raypipe.search.expected_study import STOPPED_AT, STUDY_STATES, reported, stopped_at
 from raypipe.search.optuna_compat import enqueued_params, open_trial, start_trial
 from raypipe.search.points import enqueue_missing, enqueue_point
-from raypipe.search.reconcile import ENDED, STOPPED_AT, STUDY_STATES, reported, stopped_at
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
 from raypipe.search.sampler import TrialSampler
 from raypipe.search.warm_start import add_warm_trials
 from raypipe.storage.journal import STUDY_NAME
-from raypipe.storage.records import Epoch, State, TrialResult
+from raypipe.storage.records import RESULT_FILE, Epoch, State, TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.failures import DrawError
@@ -41,7 +41,8 @@ class StudyQueue:
     """Hand out a run's trials, decide which continue, and record how each ended, exactly once.
 
     Opening it settles what a killed driver left: trials that have ended are reported to the study (`settled`), and
-    trials that were running are handed out again first, under their numbers. A trial's number is Optuna's; in a run
+    trials that were running are handed out again first, under their numbers. So are trials that have ended in the study
+    and have lost their results; they end there again. A trial's number is Optuna's; in a run
     that starts from another's trials (`warm_start`), those have the first numbers.
 
     Parameters
@@ -101,8 +102,9 @@ class StudyQueue:
                 queued.append(point)
 
     def _settle(self) -> None:
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state != TrialState.RUNNING:
+        recorded = set(self.run.numbers(RESULT_FILE))
+        for trial in self.study.get_trials(deepcopy=False)[self._warm :]:
+            if trial.state == TrialState.WAITING or (trial.state.is_finished() and trial.number in recorded):
                 continue
             ended = self.run.result(trial.number)
             if ended is not None:
@@ -205,10 +207,10 @@ class StudyQueue:
         ends = self._configs[number].cycle_ends
         if not history or history[-1].passes < (trial.last_step or 0):
             return True  # its records were lost, and these epochs are trained again
-        if STOPPED_AT in trial.user_attrs:
+        if trial.state.is_finished() and STOPPED_AT in trial.user_attrs:
             return len(history) < int(trial.user_attrs[STOPPED_AT]["epochs"])
-        if ENDED in trial.user_attrs:
-            return bool(trial.user_attrs[ENDED] != TrialState.PRUNED.name)
+        if trial.state.is_finished():
+            return bool(trial.state != TrialState.PRUNED)
         if is_rerun(trial) or (ends and history[-1].epoch not in ends):
             return True
         # After a restart the pruner is asked again about the last step: its answer may not have been acted on.
@@ -220,13 +222,13 @@ class StudyQueue:
         return ("stopped", str(stop["reason"])) if stop else ("pruned", "stopped by successive halving")
 
     def _report_epochs(self, number: int) -> tuple[FrozenTrial, list[Epoch]]:
-        """Report a trial's epochs to the study that it does not have; return the trial as it was, and its history."""
+        """Report an open trial's epochs that the study does not have; return the trial as it was, and its history."""
         trial, history = self._trial(number), self.run.history(number)
         handle = open_trial(self.study, trial)
         if number not in self._configs:
             self._configs[number] = self.run.config(number)
         for passes, value in reported(history, self._configs[number]).items():
-            if passes not in trial.intermediate_values:
+            if not trial.state.is_finished() and passes not in trial.intermediate_values:
                 handle.report(value, passes)
         return trial, history
 
@@ -268,7 +270,7 @@ class StudyQueue:
         for number in list(self._put_back):
             history = self.run.history(number) if self.run.has_trial(number) else []
             trial = self._trial(number)
-            lost = number in self._awaited_ends or {ENDED, STOPPED_AT} & trial.user_attrs.keys()
+            lost = number in self._awaited_ends or trial.state.is_finished()
             if not history or lost or history[-1].passes < (trial.last_step or 0):
                 continue
             self._put_back.remove(number)

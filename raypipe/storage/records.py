@@ -17,6 +17,7 @@ from raypipe.storage.files import Folder, read_record, write_record
 
 RUN_FILE, FOLDS_FILE, SPACE_FILE = "run.json", "folds.json", "space.py"
 TRIAL_FILE, HISTORY_FILE, RESULT_FILE = "trial.json", "history.json", "result.json"
+OOF_FILE = "oof.npz"
 """Names of files in a run's folder, and in a trial's."""
 OPTIONS_FILE = "options.json"
 """Options that a run was last driven with."""

@@ -9,6 +9,7 @@ from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.storage.files import map_concurrently, read_record_and_bytes
 from raypipe.storage.records import (
     HISTORY_FILE,
+    OOF_FILE,
     RESULT_FILE,
     TRIAL_FILE,
     Epoch,
@@ -33,6 +34,8 @@ class TrialRecords(NamedTuple):
     history: list[Epoch]
     result: TrialResult | None
     """None for a trial that has not ended."""
+    has_predictions: bool
+    """Whether it has out-of-fold predictions, which are written before the result."""
 
 
 def read_trials(run: RunStore) -> tuple[dict[int, TrialRecords], list[str]]:
@@ -103,7 +106,7 @@ def _read_trial(run: RunStore, number: int, names: set[str]) -> TrialRecords:
         raise _error(run, number, HISTORY_FILE, "its epochs are not 1, 2, ...")
     if result is not None:
         _check_result(run, number, history, result, digests)
-    return TrialRecords(record, history, result)
+    return TrialRecords(record, history, result, OOF_FILE in names)
 
 
 def _check_result(

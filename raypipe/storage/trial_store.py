@@ -17,6 +17,7 @@ from raypipe.storage.files import Folder, map_concurrently, no_folder_error, wri
 from raypipe.storage.out_of_fold import EpochPredictions, OutOfFold, unpack_tensors
 from raypipe.storage.records import (
     HISTORY_FILE,
+    OOF_FILE,
     RESULT_FILE,
     TRIAL_FILE,
     Epoch,
@@ -207,7 +208,7 @@ class TrialStore:
         dict
             The file's entry in `TrialResult.files`.
         """
-        return self._write_output(number, Member(number, epoch).file("oof.npz"), oof.to_npz())
+        return self._write_output(number, Member(number, epoch).file(OOF_FILE), oof.to_npz())
 
     def oof(self, number: int, epoch: int = 0) -> OutOfFold:
         """Return the out-of-fold predictions of a trial, or of its snapshot of `epoch`.
@@ -218,7 +219,7 @@ class TrialStore:
             The trial has none, or they are damaged.
         """
         try:
-            return self._read_output(number, Member(number, epoch).file("oof.npz"), OutOfFold.from_npz)
+            return self._read_output(number, Member(number, epoch).file(OOF_FILE), OutOfFold.from_npz)
         except FileNotFoundError:
             raise UserError(f"{self.where}: {Member(number, epoch)} has no out-of-fold predictions") from None
 

@@ -15,6 +15,8 @@ OTHER_JSON = [None, [], {}, 3, "text", {"format": "raypipe-trial/2"}, {"number":
 STRAY = [".DS_Store", "0001 (copy)", "Thumbs.db", "._trial.json", "trial.json~", "epoch-0001.ckpt.bak", "99999"]
 
 _DIGITS = re.compile(r"\d+")
+_IDS = re.compile(rb'"worker_id":"[^"]*"')
+"""What a line of a study's journal has of its writer, which means nothing later."""
 
 
 def damage(folder: Path, data: st.DataObject) -> str:
@@ -75,6 +77,22 @@ def _edit(path: Path, files: list[Path], data: st.DataObject) -> str:
     content[place] = ord("1") if content[place] != ord("1") else ord("2")
     path.write_bytes(bytes(content))
     return f" at {place}"
+
+
+def _edit_last_lines(path: Path, files: list[Path], data: st.DataObject) -> str:
+    """Change a digit of what the study's journal has last, which is of the trial under way."""
+    journal = next((file for file in files if file.name == "study.journal"), path)
+    content = bytearray(journal.read_bytes())
+    start = len(content) - sum(map(len, bytes(content).splitlines(keepends=True)[-4:]))
+    ids = [found.span() for found in _IDS.finditer(content)]
+    places = [i for i in range(start, len(content)) if not any(first <= i < last for first, last in ids)]
+    digits = [i for i in places if chr(content[i]).isdigit()]
+    if not digits:
+        return " (nothing)"
+    place = data.draw(st.sampled_from(digits), label="place")
+    content[place] = data.draw(st.sampled_from(sorted({*b"0123456789"} - {content[place]})), label="digit")
+    journal.write_bytes(bytes(content))
+    return f": {journal.name} at {place}"
 
 
 def _swap(path: Path, files: list[Path], data: st.DataObject) -> str:
@@ -168,6 +186,7 @@ KINDS: dict[str, Callable[[Path, list[Path], st.DataObject], str | None]] = {
     "delete the trial of": _delete_folder,
     "other JSON in": _other_json,
     "edit": _edit,
+    "edit the last lines beside": _edit_last_lines,
     "swap": _swap,
     "replace": _replace,
     "repeat": _repeat,

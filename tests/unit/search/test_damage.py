@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from raypipe.search.reconcile import open_study
 from raypipe.search.run_setup import check_unchanged
 from raypipe.search.study import StudyQueue
 from raypipe.search.sweep import recorded_options, recount_usage
+from raypipe.storage.journal import JOURNAL_FILE
 from raypipe.storage.lease import DRIVER_FILE, Lease
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
@@ -225,6 +227,69 @@ def test_a_lost_file_of_the_trial_under_way_is_made_again(left, windows, undistu
         return f"delete {name}"
 
     check(left, tmp_path / "run", windows, undisturbed, delete, counts)
+    assert not any("refused" in what for what in counts), counts
+
+
+def _changed(place, **changes):
+    """Change entries of a line of the journal, counted from its end."""
+
+    def change(lines):
+        return [*lines[:place], _line(lines, place, changes), *lines[len(lines) + place + 1 :]]
+
+    return change
+
+
+def _added(place, **changes):
+    """Add a line to the journal that is another one but for these entries."""
+    return lambda lines: [*lines, _line(lines, place, changes)]
+
+
+def _line(lines, place, changes):
+    entry = {name: value for name, value in (json.loads(lines[place]) | changes).items() if value is not None}
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def _attribute(**value):
+    return _added(-1, op_code=8, step=None, intermediate_value=None, user_attr=value)
+
+
+NEW = {"datetime_start": "2026-11-29T06:12:20.495874+00:00"}
+EDITS = {
+    "a later step": _changed(-1, step=4),
+    "a step beyond the last epoch": _changed(-1, step=9),
+    "a step before it, later": _changed(-2, step=3),
+    "another score": _changed(-1, intermediate_value=0.5),
+    "a step of another trial": _changed(-1, trial_id=5),
+    "a step more": _added(-1, step=3, intermediate_value=0.5),
+    "a good step more": _added(-1, step=4, intermediate_value=0.01),
+    "a step far away": _added(-1, step=10**9),
+    "ended": _attribute(ended="COMPLETE"),
+    "pruned": _attribute(ended="PRUNED"),
+    "stopped": _attribute(stopped_at={"epochs": 3, "reason": "x"}),
+    "stopped, of another form": _attribute(stopped_at=3),
+    "complete in the study": _added(-1, op_code=6, step=None, intermediate_value=None, state=1, values=[0.9]),
+    "pruned in the study": _added(-1, op_code=6, step=None, intermediate_value=None, state=2, values=[0.9]),
+    "failed in the study": _added(-1, op_code=6, step=None, intermediate_value=None, state=3),
+    "another parameter": _changed(-4, param_value_internal=0.0098),
+    "a trial more": _added(-5, **NEW),
+    "a trial more with a parameter": lambda lines: _added(-5, trial_id=7, param_value_internal=0.005)(
+        _added(-5, **NEW)(lines)
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edit_in_what_the_journal_has_of_the_trial_under_way_changes_nothing(
+    left, windows, undisturbed, tmp_path, edit
+):
+    counts = collections.Counter()
+
+    def change(where):
+        path = where / JOURNAL_FILE
+        path.write_bytes(b"".join(edit(path.read_bytes().splitlines(keepends=True))))
+        return "edit"
+
+    check(left, tmp_path / "run", windows, undisturbed, change, counts)
     assert not any("refused" in what for what in counts), counts
 
 

@@ -7,8 +7,9 @@ import pytest
 from optuna.trial import TrialState
 
 from raypipe.core.errors import DamagedFileError, UserError
+from raypipe.search.expected_study import STOPPED_AT
 from raypipe.search.pruner import SuccessiveHalving
-from raypipe.search.reconcile import ENDED, STOPPED_AT, open_study, study_difference
+from raypipe.search.reconcile import open_study, study_difference
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import JOURNAL_FILE, open_journal
 from raypipe.storage.run_store import RunStore
@@ -196,7 +197,8 @@ def test_a_lost_trial_is_trained_again_with_its_parameters_to_the_epoch_at_which
         assert queue.observe(pruned.number) is (epoch < len(history))
         if epoch == 1:  # a driver that is killed in between
             queue = queue_of(run, windows, said)
-            assert len(said.lines) == 1 and queue.study.trials[pruned.number].user_attrs[ENDED] == "PRUNED"
+            assert said.lines[1][2] == [pruned.number] and len(said.lines) == 2
+            assert queue.study.trials[pruned.number].state == TrialState.PRUNED
 
 
 @pytest.mark.parametrize("lost", ["trials/0000", "trials/0000/result.json", "trials/0000/history.json"])
@@ -298,3 +300,123 @@ def test_what_a_file_manager_leaves_is_ignored(run, windows):
     assert len(run.foreign()) > 3
     run.remove_leftovers()
     assert json.loads((run.local / "trials/0001 (copy)/trial.json").read_text())["number"] == 1
+
+
+def drawn_and_not_recorded(run, windows):
+    """Play a driver that is killed after it has drawn trial 13; return what it has drawn, and the next trial."""
+    queue = queue_of(run, windows)
+    assert queue.next() == 12
+    end(run, windows, queue, 12, [0.7, 0.6])
+    assert queue.next() == 13
+    drawn = run.config(13)
+    queue.close(13, "failed", "toy", "non-finite")
+    queue.next()
+    following = run.config(14)
+    shutil.rmtree(run.local / "trials/0014")
+    lines = (run.local / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
+    shutil.rmtree(run.local / "trials/0013")
+    first = next(i for i, line in enumerate(lines) if b'"trial_id":13,"state":3' in line)
+    (run.local / JOURNAL_FILE).write_bytes(b"".join(lines[:first]))
+    return drawn, following
+
+
+@pytest.mark.parametrize("edit", ["none", "a parameter", "a parameter is lost", "an end"])
+def test_a_trial_that_was_drawn_and_not_recorded_is_drawn_again(run, windows, edit):
+    drawn, following = drawn_and_not_recorded(run, windows)
+    path = run.local / JOURNAL_FILE
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    entry = json.loads(last)
+    assert entry["trial_id"] == 13 and entry["op_code"] == 5, "a parameter of the trial"
+    changed = {
+        "none": [entry],
+        "a parameter": [entry | {"param_value_internal": 1 - round(entry["param_value_internal"])}],
+        "a parameter is lost": [],
+        "an end": [entry, {"op_code": 8, "worker_id": "x", "trial_id": 13, "user_attr": {STOPPED_AT: {"epochs": 1}}}],
+    }[edit]
+    path.write_bytes(b"".join([*lines, *(json.dumps(each).encode() + b"\n" for each in changed)]))
+    said = Said()
+    queue = queue_of(run, windows, said)
+    assert queue.next() == 13 and run.config(13) == drawn
+    queue.close(13, "failed", "toy", "non-finite")
+    assert queue.next() == 14 and run.config(14) == following
+    open_study(run, said)
+    assert len(said.lines) == 1 and said.lines[0][2] == []
+
+
+def test_a_point_that_was_started_and_not_recorded_is_drawn_again_though_it_is_not_the_newest(run, windows):
+    queue = queue_of(run, windows)
+    number = queue.enqueue_point({"optim/lr": 0.002, "sam/name": "none"}, "request")
+    queue.enqueue_reruns(3, 2)
+    queue.trials = 30
+    later = [queue.next() for _ in range(4)]
+    assert later[0] == 12 and min(later[1:]) > number
+    assert queue.next() == number
+    config = run.config(number)
+    shutil.rmtree(run.local / f"trials/{number:04d}")
+    path = run.local / JOURNAL_FILE
+    text = path.read_text()
+    start = text.rindex('"param_name":"optim/lr","param_value_internal":0.002')
+    path.write_text(text[:start] + text[start:].replace("0.002", "0.004", 1))
+    queue = queue_of(run, windows)
+    while number not in (found := queue.next(), None):
+        assert found is not None
+    assert run.config(number) == config
+
+
+def test_what_a_killed_driver_may_leave_of_a_trial_is_no_difference(run, windows):
+    said = Said()
+    whole = (run.local / JOURNAL_FILE).read_bytes()
+    record(run, 12, [0.7, 0.6])  # scored, and not observed
+    open_study(run, said)
+    queue = queue_of(run, windows, said)
+    write_checkpoints(run, windows, 12, 2)
+    queue.close(12, "stopped", "toy")
+    lines = (run.local / JOURNAL_FILE).read_bytes()[len(whole) :].splitlines(keepends=True)
+    assert len(lines) > 2
+    for kept in range(len(lines) + 1):
+        (run.local / JOURNAL_FILE).write_bytes(whole + b"".join(lines[:kept]))
+        open_study(run, said)
+        assert study_difference(run, read_trials(run)[0]) == ""
+    assert said.lines == []
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_a_lost_history_is_made_again_to_the_last_epoch_that_the_study_has(run, windows, passes):
+    record(run, 12, [0.7, 0.6, 0.5])
+    queue_of(run, windows).observe(12)
+    for epoch in (1, 2, 3)[:passes]:
+        run.folder.write(f"trials/0012/predictions/epoch-{epoch:04d}.npz", b"")
+    run.folder.remove("trials/0012/history.json")
+    said = Said()
+    queue = queue_of(run, windows, said)
+    steps = queue.study.trials[12].intermediate_values
+    assert steps == ({1: 0.7, 2: 0.6, 3: 0.5} if passes == 3 else {}), "an epoch that was trained has predictions"
+    assert [what for what, *_ in said.lines] == (
+        [] if passes == 3 else ["the study's journal has other scores of trial 12"]
+    )
+
+
+@pytest.mark.parametrize("name", ["result.json", "oof.npz"])
+def test_an_end_is_believed_where_the_trial_has_left_its_predictions(run, windows, name):
+    pruned = next(r.number for r in run.results() if r.state == "pruned")
+    run.folder.remove(f"trials/{pruned:04d}/result.json")
+    run.folder.remove(f"trials/{pruned:04d}/oof.npz") if name == "oof.npz" else None
+    queue = queue_of(run, windows)
+    kept = name == "result.json"
+    assert (queue.study.trials[pruned].state == TrialState.PRUNED) is kept
+
+
+def test_a_rebuilt_study_draws_the_same_beside_trials_that_run(run, windows, tmp_path):
+    def draws(where, lost):
+        again = RunStore.open(shutil.copytree(run.local, tmp_path / where))
+        queue = queue_of(again, windows)
+        queue.parallel = 4
+        handed = [queue.next() for _ in range(3)]
+        if lost:
+            (again.local / JOURNAL_FILE).unlink()
+            queue = queue_of(again, windows)
+            queue.parallel = 4
+            assert [queue.next() for _ in range(3)] == handed
+        return [again.config(queue.next()) for _ in range(6)]
+
+    assert draws("rebuilt", True) == draws("kept", False)
