@@ -18,7 +18,7 @@ class SweepProgress(NamedTuple):
     planned: int
     """Trials that the sweep will have."""
     running: bool
-    """A driver is alive, and has trials left."""
+    """A driver is alive. Where all planned trials have ended, it may be about to plan more, or to end."""
 
     @property
     def text(self) -> str:
@@ -31,11 +31,11 @@ def sweep_progress(run: RunStore) -> SweepProgress:
     ended, begun = len(run.results()), len(run.numbers())
     planned = max(begun, int(read_options(run.folder, run.run_id).get("trials") or 0))
     driver = read_lease(run.folder)
-    return SweepProgress(ended, planned, bool(driver and driver.alive) and ended < planned)
+    return SweepProgress(ended, planned, bool(driver and driver.alive))
 
 
 def require_ended(run: RunStore, *, so_far: bool) -> list[str]:
-    """Return a note if the sweep has trials left.
+    """Return a note if the sweep has trials left, or is running.
 
     Raises
     ------
@@ -48,6 +48,6 @@ def require_ended(run: RunStore, *, so_far: bool) -> list[str]:
             f"{run.where}: the sweep is still running ({found.text}), and an ensemble now would score the held-out "
             "subjects once more than needed; wait, or use --so-far (in Python so_far=True)"
         )
-    if found.ended >= found.planned:
+    if found.ended >= found.planned and not found.running:
         return []
     return [f"Made after {found.text}{', while the sweep was running' if found.running else ''}."]

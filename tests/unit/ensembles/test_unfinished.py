@@ -47,8 +47,20 @@ def test_a_sweep_that_was_stopped_is_not_refused(run):
 
 
 def test_a_sweep_that_is_done_has_no_note(values):
-    with Lease(values.run.folder, run=values.run.run_id):
-        assert require_ended(values.run, so_far=False) == []
+    assert require_ended(values.run, so_far=False) == []
+
+
+def test_a_driver_that_has_not_yet_written_its_plan_is_refused(run):
+    """`resume --trials 40` holds its lease before it writes its options: till then, all planned trials have ended."""
+    write_options(run.folder, SweepOptions(trials=4).model_dump(mode="json"), run.run_id)
+    with Lease(run.folder, run=run.run_id):
+        with pytest.raises(UserError, match=r"still running \(4 of 4 trials\)"):
+            Run(run).ensemble(method="best")
+        assert read_evaluations(run) == []
+        assert require_ended(run, so_far=True) == ["Made after 4 of 4 trials, while the sweep was running."]
+        Run(run).report()
+    Run(run).ensemble(method="best")
+    assert len(read_evaluations(run)) == 1
 
 
 @pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("n\n", False)])
