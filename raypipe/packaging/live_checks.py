@@ -20,13 +20,24 @@ from raypipe.recordings.units import volts_per
 def check_bundle(ensemble: LoadedEnsemble, every: float | None, jitter: float) -> list[str]:
     """Check that a bundle can predict a stream; see `check_plan`.
 
+    Returns
+    -------
+    list of str
+        Sentences on what a stream does not say, and on what its predictions are of.
+
     Raises
     ------
     UserError
         Its networks take windows of several stores, or `check_plan` raises it.
     """
     ensemble.require_one_store("a stream")
-    return check_plan(ensemble.info.prepare, every, jitter)
+    notes = check_plan(ensemble.info.prepare, every, jitter)
+    if ensemble.info.people is not None:
+        notes.append(
+            f"Target '{ensemble.info.target}' is the person's, and the bundle was scored on the mean prediction of "
+            "each person's windows. A stream's predictions are of single windows: the run's scores do not apply."
+        )
+    return notes
 
 
 def check_plan(plan: Plan, every: float | None, jitter: float) -> list[str]:

@@ -63,7 +63,7 @@ class SumEnsemble:
     stores = ""
 
     def __init__(self, plan: Plan, scale: float = 0.0) -> None:
-        self.info = SimpleNamespace(prepare=plan, scale=scale, n_outputs=1)
+        self.info = SimpleNamespace(prepare=plan, scale=scale, n_outputs=1, people=None)
 
     def require_one_store(self, what):
         if self.stores:

@@ -16,6 +16,7 @@ from raypipe.core.errors import UserError
 from raypipe.data.kept_windows import Losses, kept_of
 from raypipe.data.targets import parse_target
 from raypipe.data.windower import place_windows, read_windows
+from raypipe.ensembles.people import People
 from raypipe.packaging.live import LivePredictor
 from raypipe.recordings.channels import EegChannels
 from raypipe.recordings.live import Chunk, LiveSignal
@@ -239,6 +240,19 @@ def test_networks_of_several_stores_are_refused_before_it_starts():
 def test_numbers_out_of_range_are_one_line(option, value):
     with pytest.raises(UserError, match=f"{option} "):
         LivePredictor(SumEnsemble(plan_of()), FakeSource([], 100.0), **{option: value})
+
+
+@pytest.mark.parametrize("people", [None, People(n=20, half_widths=(2.0,))])
+def test_a_target_of_the_person_has_a_note_and_one_of_windows_none(people):
+    ensemble, said = SumEnsemble(plan_of()), []
+    ensemble.info.people, ensemble.info.target = people, "participants:age"
+    chunk = Chunk(samples(300), np.arange(300) / 100)
+    assert len(list(LivePredictor(ensemble, FakeSource([chunk], 100.0), say=said.append))) == 3
+    if people is None:
+        assert said == []
+    else:
+        (note,) = said
+        assert note.startswith("Target 'participants:age' is the person's") and "do not apply" in note
 
 
 def test_windows_at_events_are_predicted_where_every_asks_for_them_with_a_note():
