@@ -182,12 +182,14 @@ def export(
     path = write_export(run, out, format=format, also=also[0] if also else None)
     write(path)
     if path.suffix in KINDS and path.is_file():
-        from raypipe.packaging.check_graph import graph_text
+        from raypipe.packaging.check_graph import graph_text, level_text
         from raypipe.packaging.graph_difference import difference_text
 
         info = read_graph_info(path)
         difference = difference_text(info.difference, info.kind)
         write(f"{graph_text(path, info)}; predictions differ from torch's by {difference}")
+        if level := level_text(info):
+            write(level)
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe check demo/submission.zip", "raypipe check model.onnx"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from raypipe.core.levels import rows_at_level
-from raypipe.core.metrics import Floats
+from raypipe.core.metrics import Floats, Kind
 from raypipe.core.outputs import as_columns
 from raypipe.core.record import FrozenModel
 from raypipe.ensembles.calibration import SCALE_LIMITS, calibrate_across
@@ -42,6 +42,19 @@ class People(FrozenModel):
         if self.scale is not None and self.half_widths:
             raise ValueError("people: classes have a scale, values half_widths, and none has both")
         return self
+
+    def check(self, kind: Kind, n_outputs: int) -> None:
+        """Check that it fits the predictions.
+
+        Raises
+        ------
+        ValueError
+            It does not.
+        """
+        if (self.scale is not None) != (kind == "classification"):
+            raise ValueError("people: a scale is of classes, and they need one")
+        if self.half_widths and len(self.half_widths) != n_outputs:
+            raise ValueError(f"people: {len(self.half_widths)} half_widths for {n_outputs} outputs")
 
     def probabilities(self, mean_PK: NDArray[Any]) -> Floats:
         """Return the calibrated class probabilities of people (P, K) by the means over their windows.

@@ -148,16 +148,11 @@ class BundleInfo(Record):
             raise ValueError(f"outputs: {len(self.outputs)} names for {self.kind} with {self.n_outputs} outputs")
         if len(self.decision_weights or []) != len(self.classes):
             raise ValueError(f"decision_weights: there must be one for each of {len(self.classes)} classes")
-        self._check_people()
+        if self.people is not None:
+            self.people.check(self.kind, self.n_outputs)
         own = re.fullmatch(r"[\w .-]{1,100}:\w{1,100}", self.metric)  # a user's, whose name alone is used
         if not own and (self.metric not in METRICS or METRICS[self.metric].kind != self.kind):
             raise ValueError(f"metric: not a metric of {self.kind}")
-
-    def _check_people(self) -> None:
-        if self.people is not None and (self.people.scale is not None) != (self.kind == "classification"):
-            raise ValueError("people: a scale is of classes, and they need one")
-        if self.people is not None and self.people.half_widths and len(self.people.half_widths) != self.n_outputs:
-            raise ValueError(f"people: {len(self.people.half_widths)} half_widths for {self.n_outputs} outputs")
 
     def _check_members(self) -> None:
         trials = {member.trial for member in self.members} | set(self.soup)

@@ -106,6 +106,16 @@ def graph_text(path: Path, info: GraphInfo) -> str:
     )
 
 
+def level_text(info: GraphInfo) -> str:
+    """Return what to do with a graph's answers where the target is the person's; empty where it is not."""
+    if info.people is None:
+        return ""
+    return (
+        f"its answers are per window, and target '{info.target}' is the person's: average the predictions of a "
+        "person's windows, and read the mean by `people` of the graph's record (docs/deployment.md says how)"
+    )
+
+
 def _compare(report: CheckReport, info: GraphInfo, found: Answers) -> None:
     """Add lines on predictions one by one, together and in a large batch."""
     reference_NO = np.array(info.reference)
@@ -148,6 +158,11 @@ def _compare_with_bundle(
     wrong = [name for name, value in theirs.items() if getattr(info, name) != value]
     if wrong:
         report.add("bundle", False, f"the bundle has other windows ({wrong[0]})")
+        return
+    read_by = ("classes", "outputs", "decision_weights", "people")
+    wrong = [name for name in read_by if getattr(info, name) != getattr(loaded.info, name)]
+    if wrong:
+        report.add("bundle", False, f"the bundle's record has another {wrong[0]}")
         return
     wanted_NO = loaded.predict(x_NCT).astype(float)
     units_O = output_units(output_scales(loaded.info.members, loaded.info.n_outputs), wanted_NO)

@@ -13,6 +13,7 @@ from raypipe.core.metrics import Kind
 from raypipe.core.record import Record
 from raypipe.core.shipped import install_command
 from raypipe.data.manifest import Plan
+from raypipe.ensembles.people import People
 from raypipe.ensembles.rules import DecisionWeights, Finite
 from raypipe.packaging.archive import DAMAGE
 from raypipe.packaging.network_spec import Positive
@@ -33,13 +34,15 @@ class GraphInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-graph/3"] = "raypipe-graph/3"
+    format: Literal["raypipe-graph/4"] = "raypipe-graph/4"
     run: str
     target: str
     kind: Kind
     classes: list[str]
     decision_weights: DecisionWeights | None
-    """Are applied in the graph."""
+    """Are applied in the graph, to each window. Where `people` is there, they were chosen on means of people."""
+    people: People | None
+    """How mean predictions of people are read, which the graph does not do; None where the target is no person's."""
     channels: list[str]
     """In the order of the windows' second axis."""
     sfreq: float = Field(gt=0.0)
@@ -78,6 +81,8 @@ class GraphInfo(Record):
             raise ValueError(f"outputs: {len(self.outputs)} names for {self.kind} with {self.n_outputs} outputs")
         if len(self.decision_weights or []) != len(self.classes):
             raise ValueError(f"decision_weights: there must be one for each of {len(self.classes)} classes")
+        if self.people is not None:
+            self.people.check(self.kind, self.n_outputs)
         if len(self.scales) != self.n_outputs:
             raise ValueError(f"scales: {len(self.scales)} numbers for {self.n_outputs} outputs")
         if any(len(row) != self.n_outputs for row in self.reference):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,21 +11,27 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
+import pandas as pd
 import pytest
 import torch
 
 import raypipe
+from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.parameters import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import build_module, read_members
+from raypipe.ensembles.people import People
 from raypipe.models.covariance import log_matrix
 from raypipe.packaging import graphs
-from raypipe.packaging.bundle import export_bundle
-from raypipe.packaging.check_graph import check_graph
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.check_graph import check_graph, level_text
 from raypipe.packaging.graph_info import RECORD, read_graph_info
 from raypipe.packaging.graphs import DecidingModule, export_graph, make_graph
+from raypipe.packaging.predict_people import people_table
 from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
@@ -172,6 +180,55 @@ def test_a_file_says_what_it_is_and_passes_the_check(exported, classes, kind):
     assert ("opset 18" in str(report)) == (kind == "onnx")
 
 
+def with_record(path, out, **change):
+    """Write an ONNX file with another record."""
+    model = onnx.load(path)
+    model.metadata_props[0].value = read_graph_info(path).model_copy(update=change).to_json().decode()
+    onnx.save(model, out)
+    return out
+
+
+def test_the_record_tells_how_means_of_people_are_read(repeated, tmp_path, capsys):
+    run, path = RunStore.open(shutil.copytree(repeated.run.local, tmp_path / "run")), tmp_path / "model.onnx"
+    ensemble = raypipe.Run(run).ensemble(method="equal", top=2)
+    bundle = load_ensemble(export_bundle(run, ensemble, tmp_path / "bundle", windows=repeated.windows))
+    with pytest.raises(SystemExit) as left:
+        app.main(["export", str(tmp_path / "run"), str(path)])
+    assert not left.value.code
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"its answers are per window, and target '{bundle.info.target}' is the person's" in said
+    record = json.loads({each.key: each.value for each in onnx.load(path).metadata_props}[RECORD])
+    assert record["people"] == ensemble.people.model_dump(mode="json") and ensemble.people.scale != 1.0
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    p_NK = session.run(None, {"windows": repeated.windows.gather(np.arange(96))})[0]
+    means = pd.DataFrame(p_NK).groupby(repeated.windows.subjects, sort=False).mean().to_numpy()
+    powers = means ** record["people"]["scale"]
+    named = pd.DataFrame(p_NK, columns=bundle.columns).assign(
+        subject=repeated.windows.subjects, recording="a", role="training"
+    )
+    table = people_table(bundle, named)
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), table[bundle.columns], rtol=1e-5)
+    chosen = (means * record["decision_weights"]).argmax(1)
+    assert [record["classes"][number] for number in chosen] == list(table["prediction"])
+
+    assert check_graph(path, bundle=tmp_path / "bundle").ok
+    changed = with_record(path, tmp_path / "changed.onnx", people=ensemble.people.model_copy(update={"scale": 0.5}))
+    (line,) = check_graph(changed, bundle=tmp_path / "bundle").failures
+    assert (line.name, line.detail) == ("bundle", "the bundle's record has another people")
+
+
+@pytest.mark.parametrize("change", [{"classes": ["on", "off"]}, {"decision_weights": [0.9, 0.1]}])
+def test_another_record_than_the_bundles_fails_the_check(exported, tmp_path, change):
+    changed = with_record(exported.folder / "model.onnx", tmp_path / "changed.onnx", **change)
+    failures = check_graph(changed, bundle=exported.folder / "bundle").failures
+    assert failures[-1].detail == f"the bundle's record has another {next(iter(change))}"
+
+
+def test_a_target_of_windows_has_no_people_in_its_record(exported):
+    assert exported.infos["onnx"].people is None and level_text(exported.infos["onnx"]) == ""
+
+
 def test_the_onnx_file_is_valid_small_and_names_no_file_of_this_machine(exported):
     path = exported.folder / "model.onnx"
     model = onnx.load(path)
@@ -217,6 +274,7 @@ def test_other_numbers_than_at_export_fail_the_check(exported, tmp_path):
         ({"kind": "regression", "classes": [], "n_outputs": 1, "reference": [[1.0]]}, "decision_weights"),
         ({"reference": [[0.5, 0.5], [1.0]]}, "reference"),
         ({"reference": []}, "reference"),
+        ({"people": People(n=9, half_widths=(0.5, 0.5))}, "people"),
         ({"scales": [1.0]}, "scales"),
         ({"scales": [1.0, 0.0]}, "scales"),
     ],
