@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import Kind
 from raypipe.data.column_labels import column_labels, split_kind
 from raypipe.data.event_targets import EventTarget
 from raypipe.data.several_columns import named_columns, read_each_column, split_columns
+from raypipe.data.table_rows import KEYS, Row, join_rows, note_on_shared_rows, read_rows, refuse_shared_rows
 from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming, segments_of_subject
 from raypipe.recordings.events import selected_events
-from raypipe.recordings.participants import match_labels, missing_spellings, typed_column
+from raypipe.recordings.participants import missing_spellings, typed_column
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.recordings.tables import (
     find_column,
-    is_missing,
     list_columns,
     list_some,
     parse_number,
@@ -31,30 +29,10 @@ from raypipe.recordings.tables import (
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = {
-    "participant_id": ("participant_id",),
-    "session": ("session", "session_id"),
-    "task": ("task", "task_id"),
-    "run": ("run", "run_id"),
-    "onset": ("onset",),
-}
-"""Columns that a table is joined on, and their spellings; the first is needed."""
 MAX_DISTANCE = 0.001
 """Largest difference (s) between the onset of an event and of its row."""
 _ROUNDING = 1e-6
 """Share of it that rounding may add."""
-
-
-class Row(NamedTuple):
-    """A row of a table of labels."""
-
-    line: int
-    """In the file; its first line has the names."""
-    labels: tuple[str, ...]
-    """Of subject, session, task and run, as far as the table is joined on them; empty where missing."""
-    onset: float
-    """Seconds; NaN where the table has none."""
-    cell: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +54,8 @@ class LabelTable(Target):
         )
 
     def _read(self, recordings: Sequence[Recording]) -> Labels:
-        rows = _read_rows(self)
-        matched = _join(self, rows, recordings)
+        rows = read_rows(self.file, self.column, self.joined_on)
+        matched = join_rows(self.file, self.joined_on, rows, recordings)
         is_person = self.joined_on == ("participant_id",)
         owner: Callable[[Recording], str] = (lambda r: r.subject) if is_person else (lambda r: r.key)
         joined = [row for _, found in matched for row in found]
@@ -85,6 +63,7 @@ class LabelTable(Target):
         cells = {owner(recording): _one_of(self, found, missing) for recording, found in matched}
         labels = _labels(self, {name: row.cell for name, row in cells.items()}, "subject" if is_person else "recording")
         note = _note(self, rows, joined, missing)
+        note += "" if is_person else note_on_shared_rows(matched)
         targets = labels.by_subject
         labels = replace(labels, notes=(note, *labels.notes))
         return labels if is_person else replace(labels, by_subject=None, by_recording=targets)
@@ -116,11 +95,16 @@ class EventTable(EventTarget):
         )
 
     def _read(self, recordings: Sequence[Recording]) -> Labels:
-        rows = _read_rows(self)
-        matched = [(recording, _events_of(recording, own)) for recording, own in _join(self, rows, recordings)]
+        rows = read_rows(self.file, self.column, self.joined_on)
+        of_recordings = join_rows(self.file, self.joined_on, rows, recordings)
+        matched = [(recording, _events_of(recording, own)) for recording, own in of_recordings]
         joined = [row for _, pairs in matched for _, row in pairs]
         missing = _missing(self, joined)
         found = {recording.key: _row_of_each(self, recording, pairs, missing) for recording, pairs in matched}
+        known = [
+            (recording, [row for _, row in pairs if row.cell.lower() not in missing]) for recording, pairs in matched
+        ]
+        refuse_shared_rows(self.file, known)
         used = {row.line: row for by_onset in found.values() for row in by_onset.values()}
         labels = _labels(self, {f"line {line}": row.cell for line, row in used.items()}, "row that matches")
         targets = labels.by_subject or {}
@@ -190,79 +174,6 @@ def _keys_in(file: str, table: pd.DataFrame, columns: Sequence[str]) -> tuple[st
     if "participant_id" not in present:
         raise UserError(f"{path}: no column 'participant_id', the subject of each row ({list_columns(table)})")
     return tuple(key for key in KEYS if key in present)
-
-
-def _read_rows(target: LabelTable | EventTable) -> list[Row]:
-    """Read the rows of a target's table.
-
-    Raises
-    ------
-    UserError
-        An onset is no number.
-    """
-    path = Path(target.file).expanduser()
-    table = read_table(path)
-    columns = {key: next(filter(None, (find_column(table, name) for name in KEYS[key]))) for key in target.joined_on}
-    cells = table[find_column(table, target.column)]
-    rows = []
-    for line in table.index:
-        own = {key: str(table.at[line, column]) for key, column in columns.items()}
-        onset = parse_number(own.get("onset", "nan"))
-        if onset is None and not is_missing(own.get("onset", "")):
-            raise UserError(f"{path}: line {line}: onset '{own['onset']}' is no number of seconds")
-        labels = tuple(_label(cell) for key, cell in own.items() if key != "onset")
-        rows.append(Row(int(line), labels, float("nan") if onset is None else onset, str(cells[line])))
-    return rows
-
-
-def _label(cell: str) -> str:
-    """Return a label without its prefix, such as ``sub-``; empty where it is missing."""
-    return "" if is_missing(cell) else re.sub(r"^(sub|ses|task|run)-", "", cell, flags=re.IGNORECASE)
-
-
-def _join(
-    target: LabelTable | EventTable, rows: Sequence[Row], recordings: Sequence[Recording]
-) -> list[tuple[Recording, list[Row]]]:
-    """Return the recordings that have rows, with these. Labels are matched as those of participants.tsv are.
-
-    Raises
-    ------
-    UserError
-        No recording has one; names the first column in which none matches.
-    """
-    keys = [key for key in target.joined_on if key != "onset"]
-    entities = [tuple(_entities(recording)[key] or "" for key in keys) for recording in recordings]
-    row_labels = list(zip(*(row.labels for row in rows), strict=True))
-    own_labels = list(zip(*entities, strict=True))
-    spelt = [match_labels(own, dict.fromkeys(theirs)) for own, theirs in zip(own_labels, row_labels, strict=False)]
-    by_labels: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        by_labels[row.labels].append(row)
-    wanted = [tuple(names.get(label, "\0") for label, names in zip(own, spelt, strict=False)) for own in entities]
-    joined = [(r, by_labels[labels]) for r, labels in zip(recordings, wanted, strict=True) if labels in by_labels]
-    if rows and not joined:
-        problem = f"{target.file}: no row matches a recording (joined on {', '.join(target.joined_on)})"
-        columns = zip(keys, own_labels, row_labels, spelt, strict=True)
-        odd = [_nothing_in_common(key, own, theirs) for key, own, theirs, names in columns if not names]
-        raise UserError("; ".join([problem, *odd[:1]]))
-    return joined
-
-
-def _nothing_in_common(key: str, own: Sequence[str], in_table: Sequence[str]) -> str:
-    """Return a clause on a column in which no row has the label of a recording."""
-    present = sorted(set(own) - {""})
-    if not present:
-        return f"no recording has a {key}; leave this column out"
-    return f"{key} is {list_some(sorted(set(in_table)))} in the table, {list_some(present)} of the recordings"
-
-
-def _entities(recording: Recording) -> dict[str, str | None]:
-    return {
-        "participant_id": recording.subject,
-        "session": recording.session,
-        "task": recording.task,
-        "run": recording.run,
-    }
 
 
 def _missing(target: LabelTable | EventTable, rows: Sequence[Row]) -> frozenset[str]:

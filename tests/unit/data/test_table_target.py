@@ -104,6 +104,33 @@ def test_a_row_for_each_event(bids, tmp_path):
     }
 
 
+def test_a_row_of_events_in_several_recordings_is_refused(bids, tmp_path):
+    path = table(tmp_path, "participant_id,onset,score\n1,2.5,n/a\n1,4,.5\n2,1,.7\n")
+    with pytest.raises(UserError) as caught:
+        labels_of(bids, path)
+    assert str(caught.value) == (
+        f"{path}: line 3 (onset 4 s) is that of an event of sub-01_ses-a_task-odd_run-01 and of one of "
+        "sub-01_ses-b_task-odd_run-01; add a column that distinguishes them (session)"
+    )
+    # Where the recordings have other events, one row is that of one of them.
+    for events in bids.glob("*/ses-b/eeg/*events.tsv"):
+        events.write_text("onset\ttrial_type\n3.3\tgo\n")
+    _, labels = labels_of(bids, path)
+    assert {key: len(of) for key, of in labels.by_onset.items() if of} == {
+        "sub-01_ses-a_task-odd_run-01": 1,
+        "sub-02_ses-a_task-odd_run-01": 1,
+    }
+
+
+def test_rows_of_several_recordings_are_said(bids, tmp_path):
+    path = table(tmp_path, "participant_id,run,score\n1,1,.5\n2,1,.7\n3,2,.9\n")
+    _, labels = labels_of(bids, path)
+    assert labels.notes[0].endswith(
+        "2 of 3 rows match, not line 4. 2 of them are of several recordings each, which differ in session."
+    )
+    assert set(labels.by_recording) == {f"sub-0{n}_ses-{s}_task-odd_run-01" for n in (1, 2) for s in "ab"}
+
+
 def test_only_recordings_whose_rows_change_are_cut_again(bids, tmp_path):
     text = "participant_id,score\n01,1\n02,2\n03,3\n04,4.5\n"
     path = table(tmp_path, text)
