@@ -81,10 +81,12 @@ class Selection:
 
     def known_of_people(self) -> dict[str, dict[str, str]]:
         """Return the cells of participants.tsv that may tell classes apart, by subject and column; not the target."""
-        asked = re.split(r"[:,]", self.target.spec)
+        asked = [name.strip().casefold() for name in re.split(r"[:,]", self.target.spec)]
         rows = participant_rows(self.recordings)
         return {
-            recording.subject: {name: cell for name, cell in row.items() if is_looked_at(name) and name not in asked}
+            recording.subject: {
+                name: cell for name, cell in row.items() if is_looked_at(name) and name.casefold() not in asked
+            }
             for recording in self.recordings
             if (row := rows.get((recording.root, recording.label)))
         }

@@ -126,7 +126,7 @@ class EventTable(EventTarget):
         return Segments(segments, left_out)
 
 
-def parse_table(spec: str, argument: str, joined_on: tuple[str, ...] = ()) -> Target:
+def parse_table(spec: str, argument: str, joined_on: tuple[str, ...] = ()) -> LabelTable | EventTable:
     """Make the target of a table from ``FILE:COLUMN`` or ``FILE:COLUMN:KIND``.
 
     Parameters

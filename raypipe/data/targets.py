@@ -159,7 +159,7 @@ def parse_target(asked: TargetSpec | str) -> Target:
         known = [each for each in TARGETS if each not in FUNCTIONS]
         raise UserError(f"target '{spec}': unknown target '{name}'; {nearest(name, known)}")
     if name == "table" and isinstance(asked, Plan):  # perhaps of a bundle, which must not name files to read
-        target = parse_table(spec, argument.strip(), asked.joined_on or ("participant_id",))
+        target: Target = parse_table(spec, argument.strip(), asked.joined_on or ("participant_id",))
     else:
         target = TARGETS[name](spec, argument.strip())
     target = _with_events(target, asked)

@@ -22,12 +22,16 @@ from raypipe.data.given_subjects import read_subjects, recording_keys
 from raypipe.data.given_windows import check_channel_names, given_recording
 from raypipe.data.plan import RATE_TOLERANCE
 from raypipe.data.preprocessing import flags
+from raypipe.data.targets import parse_target
 from raypipe.data.windower import MISSING_SAMPLES
 from raypipe.packaging.bundle import LoadedEnsemble
+from raypipe.packaging.challenge_windows import shown_from
 from raypipe.packaging.roles import UNKNOWN, role_of
 from raypipe.packaging.scale_check import FLAT, has_other_scale
 
 NOT_APPLIED = "the given windows are taken as they are, so they must have had what the bundle's data had: {}"
+AT_EVENTS = ("epochs", "moabb")
+"""Targets of given windows that are at events, by their beginning; arrays have no such time."""
 _EPOCHS_FILE = re.compile(r"[-_]epo(?:-\d+)?\.fif(?:\.gz)?$", re.IGNORECASE)
 
 
@@ -192,6 +196,7 @@ def _epochs_blocks(
     for source in sources:
         _check_rate(ensemble, source.facts.sfreq, source.name)
         _picks(ensemble, source.facts.channels, source.name)
+        _check_start(ensemble, source)
         dropped = {DROPPED.format(reason): n for reason, n in source.facts.dropped.items()}
         left_out[source.name] += Counter(dropped)
     people = [_people(source, facts.subject, len(sources)) for source in sources]
@@ -226,6 +231,19 @@ def _check_rate(ensemble: LoadedEnsemble, sfreq: float, where: str) -> None:
     if not abs(sfreq - ensemble.sfreq) <= RATE_TOLERANCE * ensemble.sfreq:
         raise UserError(
             f"{where}: {sfreq:.12g} Hz; the bundle was trained on {ensemble.sfreq:.12g} Hz, so resample first"
+        )
+
+
+def _check_start(ensemble: LoadedEnsemble, source: EpochsSource) -> None:
+    """Check that epochs begin as long after their events as the windows that the bundle was trained on."""
+    plan, facts = ensemble.info.prepare, source.facts
+    if not (parse_target(plan).event_locked or plan.target.partition(":")[0] in AT_EVENTS):
+        return
+    begins = {plan.crop_samples: shown_from(plan), plan.window_samples: plan.tmin}.get(facts.samples)
+    if begins is not None and abs(facts.tmin - begins) > 0.5 / plan.sfreq:
+        raise UserError(
+            f"{source.name}: begins {facts.tmin:g} s after the event; the bundle was trained on windows from "
+            f"{begins:g} s on, so cut them there in MNE"
         )
 
 

@@ -100,7 +100,7 @@ def test_prepare_judges_what_is_known_of_people(tmp_path):
     assert any(
         line.startswith("confound: without EEG, the age of a person") for line in store.manifest.without_eeg.lines()
     )
-    of_age = prepare(bids, "participants:age", tmp_path / "age", jobs=1).manifest.without_eeg
+    of_age = prepare(bids, "participants:Age", tmp_path / "age", jobs=1).manifest.without_eeg
     assert {each.name for each in of_age.predictors} == {WINDOWS, DURATION} and of_age.classes[0].people == 12
     assert all(each.correlation is not None for each in of_age.predictors) and of_age.known == {}
 

@@ -99,6 +99,19 @@ def test_stores_of_other_windows_are_one_line(tmp_path, places):
         open_windows({"broad": places["broad"], "strangers": strangers})
 
 
+def test_stores_of_one_table_may_spell_its_path_in_two_ways(tmp_path, places):
+    specs = {"broad": "table:labels.csv:score", "low": f"table:{tmp_path}/labels.csv:score"}
+    for name, place in places.items():
+        plan = WindowStore(place).manifest.plan.model_dump(mode="json")
+        named = {"target": specs[name], "joined_on": ["participant_id"]}
+        edit_record(str(place), "manifest.json", {"plan": plan | named})
+    assert len(open_windows(places)) == len(WindowStore(places["broad"]))
+    other = {"target": "table:labels.csv:age", "joined_on": ["participant_id"]}
+    edit_record(str(place), "manifest.json", {"plan": plan | other})
+    with pytest.raises(UserError, match="predict different targets: table:score and table:age; only preprocessing"):
+        open_windows(places)
+
+
 def test_stores_of_other_values_under_one_name_are_one_line(tmp_path):
     rng, who = np.random.default_rng(0), [f"s{n // 2}" for n in range(12)]
     x_NCT, y_NK = rng.normal(size=(12, 2, 50)), rng.normal(size=(12, 2))

@@ -162,6 +162,29 @@ def test_windows_that_do_not_fit_are_one_line(bundle, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("target", "begins", "refused"),
+    [
+        ("epochs:metadata:side", (-0.2, -0.196), (-0.21, 0.0)),
+        ("moabb:left,right", (-0.2,), (0.0,)),
+        ("events:left,right", (-0.2,), (0.0,)),
+        ("arrays:y", (-0.2, 0.0), ()),
+        ("braindecode:y", (-0.2, 0.0), ()),
+        ("bids-task:a,b", (-0.2, 0.0), ()),
+    ],
+)
+def test_epochs_begin_as_long_after_their_events_as_in_training(bundle, target, begins, refused):
+    ensemble = raypipe.load_ensemble(bundle)
+    plan = ensemble.info.prepare.model_copy(update={"target": target, "tmin": -0.2})
+    ensemble.info = ensemble.info.model_copy(update={"prepare": plan})
+    for tmin in begins:
+        assert len(raypipe.predict(ensemble, epochs_of("01", tmin=tmin))) == 8
+    for tmin in refused:
+        message = rf"^epochs\[1\]: begins {tmin:g} s after the event; .* trained on windows from -0\.2 s on, so cut"
+        with pytest.raises(UserError, match=message):
+            raypipe.predict(ensemble, [epochs_of("01", tmin=-0.2), epochs_of("02", tmin=tmin)])
+
+
 def test_a_bundle_that_aligns_recordings_takes_no_windows(bundle):
     ensemble = raypipe.load_ensemble(bundle)
     aligned = {"preprocessing": Preprocessing(align="recording")}
