@@ -15,7 +15,8 @@ USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 def main() -> None:
     """Run the command line.
 
-    A Ctrl-C while it is imported, when nothing has been done, is one line; so is a system that raypipe does not run on.
+    A Ctrl-C while it is imported, when nothing has been done, is one line, and so is one while Python ends; so is a
+    system that raypipe does not run on.
     """
     if unsupported():
         print(f"raypipe: error: {unsupported()}", file=sys.stderr)
@@ -25,11 +26,16 @@ def main() -> None:
         if before is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, _leave)  # an exception could break into an import anywhere
         from raypipe.cli.app import main as run
+        from raypipe.core.interrupts import interrupt
 
-        signal.signal(signal.SIGINT, before)
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupt)
         run()
     except KeyboardInterrupt:
         _leave()
+    finally:
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, _leave)  # what Python does at its end would be broken into
 
 
 def _leave(*_: object) -> NoReturn:

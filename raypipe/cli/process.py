@@ -6,7 +6,9 @@ import contextlib
 import signal
 import warnings
 from collections.abc import Iterator
+from types import FrameType
 
+from raypipe.core.interrupts import interrupt
 from raypipe.core.stop import StopRequest
 
 
@@ -26,11 +28,12 @@ def training_process() -> Iterator[StopRequest]:
     """
     stop = StopRequest()
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP and stop.is_set():
             return  # a terminal may send it more than once
         if not stop.accepted or stop.is_set():
-            raise KeyboardInterrupt
+            interrupt(number, frame)
+            return
         stop.set()
 
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
