@@ -17,7 +17,7 @@ import numpy as np
 from raypipe.cli.machine import Finding
 from raypipe.core.errors import CheckpointError, DamagedFileError, UserError, first_line
 from raypipe.core.folds import LeakError
-from raypipe.core.options import parse_options
+from raypipe.core.options import parse_options, parse_pretrain_options
 from raypipe.data.manifest import MANIFEST, SETTINGS
 from raypipe.data.splits import audit_subjects, copied_windows
 from raypipe.data.window_cache import open_windows
@@ -27,6 +27,7 @@ from raypipe.ensembles.fitted import ARRAYS, RECORD, Ensemble
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, encoder_files
+from raypipe.pretraining.reconcile import differences
 from raypipe.search.points import read_points
 from raypipe.search.reconcile import study_difference
 from raypipe.search.reruns import read_reruns
@@ -329,10 +330,17 @@ def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
 
 
 def _pretrained(where: str) -> Iterator[Finding]:
+    if lines := misplaced(open_folder(where)):
+        yield from (Finding("broken", *_line_and_fix(line)) for line in lines)
+        return
     run = PretrainedRun(where)
     yield Finding("ok", f"{run.where}: a pretrained run with its original fold map")
+    yield from _pretrained_settings(run)
+    whole = True
+    for _, name, what in differences(run):
+        whole = False
+        yield Finding("broken", f"{run.where}/{name}: {what}", "raypipe resume makes it again from the last checkpoint")
     for part in run.parts:
-        run.history(part)
         for epoch in run.checkpoints(part):
             name = f"{part}/epoch-{epoch:04d}.ckpt"
             try:
@@ -341,7 +349,22 @@ def _pretrained(where: str) -> Iterator[Finding]:
                 yield Finding(
                     "broken", f"{run.where}/{name}: {first_line(error)}", "check the disk; raypipe resume continues"
                 )
-    if run.over:
-        yield Finding("ok", f"{len(encoder_files(where))} encoder(s), intact")
-    else:
+            except FileNotFoundError:
+                continue  # its driver has removed it since
+    if not run.over:
         yield Finding("warning", "its pretraining has not finished", "raypipe resume RUN")
+    elif whole:
+        yield Finding("ok", f"{len(encoder_files(where))} encoder(s), intact")
+
+
+def _pretrained_settings(run: PretrainedRun) -> Iterator[Finding]:
+    """Read the options of a pretrained run, and the record of its last driver."""
+    try:
+        options = read_options(run.folder, run.info.id)
+        parse_pretrain_options(options)
+        if not options:
+            fix = "give the same raypipe pretrain command again"
+            yield Finding("broken", f"{run.where}/{OPTIONS_FILE}: missing", fix)
+        read_driver(run.folder, run.info.id)
+    except UserError as error:
+        yield Finding("broken", *_line_and_fix(str(error)))

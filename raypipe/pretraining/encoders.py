@@ -15,89 +15,27 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
-from raypipe.core.config import PretrainConfig, TrialConfig
-from raypipe.core.errors import CheckpointError, UserError
+from raypipe.core.errors import CheckpointError, DamagedFileError, UserError
 from raypipe.core.folds import FoldMap
-from raypipe.core.model_config import ModelConfig
-from raypipe.core.record import FrozenModel, Record
 from raypipe.models.from_config import build_model
+from raypipe.pretraining.records import EncoderCard, PretrainEpoch, PretrainHistory, PretrainInfo
 from raypipe.storage.creation import CLAIMS
-from raypipe.storage.files import Folder, open_folder, read_record, write_record
+from raypipe.storage.files import Folder, open_folder, read_record, read_required, write_record
 from raypipe.storage.lease import LOCK_FILE
 from raypipe.storage.out_of_fold import unpack_tensors
-from raypipe.storage.records import PRETRAIN_FILE, WindowsInfo, digest
+from raypipe.storage.records import HISTORY_FILE, PRETRAIN_FILE, digest
 from raypipe.storage.remote import shell_quoted
 from raypipe.training import checkpoint
 
 CARD_FILE = "card.json"
 _CHECKPOINT = re.compile(r"/epoch-(\d{4,})\.ckpt\Z")
-
-
-class PretrainInfo(WindowsInfo):
-    """Data and settings of a pretrained run (``pretrain.json``)."""
-
-    format: Literal["raypipe-pretrain/2"] = "raypipe-pretrain/2"
-    channels: list[str]
-    n_times: int
-    sfreq: float
-    config: TrialConfig
-    folds_hash: str
-    fold_wise: bool
-    probe_every: int
-    tuned_probe: int = 0
-    """Epochs of the fine-tuned probe; 0 for none."""
-    micro_batch: int | None
-
-
-class PretrainEpoch(FrozenModel):
-    """One epoch of pretraining."""
-
-    epoch: int
-    loss: float
-    probe: float | None
-    """Score of a linear probe over subject folds; None where it was not requested or is undefined."""
-    tuned: float | None = None
-    """The same for fine-tuned copies of the encoder."""
-    seconds: float
-
-
-class PretrainHistory(Record):
-    """The epochs of a part (``history.json``)."""
-
-    format: Literal["raypipe-pretrain-history/1"] = "raypipe-pretrain-history/1"
-    epochs: list[PretrainEpoch]
-
-
-class EncoderCard(Record):
-    """Description of the encoders of a finished pretrained run, also when exported (``card.json``)."""
-
-    format: Literal["raypipe-encoder/1"] = "raypipe-encoder/1"
-    objective: PretrainConfig
-    model: ModelConfig
-    n_channels: int
-    channels: list[str]
-    n_times: int
-    """Samples of a window."""
-    sfreq: float
-    """Hz."""
-    epochs: int
-    data_hash: str
-    subjects_seen: list[str]
-    """Subjects that an encoder was trained on."""
-    subjects_held_out: list[str]
-    n_folds: int
-    fold_of: dict[str, int]
-    last: dict[str, PretrainEpoch]
-    """Last epoch of each encoder, by its part."""
-    files: dict[str, str]
-    """Checksums of the encoders by file name."""
-    versions: dict[str, str]
 
 
 class PretrainedRun:
@@ -106,7 +44,7 @@ class PretrainedRun:
     Raises
     ------
     UserError
-        There is none, or its fold map was changed.
+        There is none, or its fold map was changed or is missing.
     """
 
     def __init__(self, where: str | Path) -> None:
@@ -117,7 +55,7 @@ class PretrainedRun:
                 f"{where}: no pretrained run there; make one with: raypipe pretrain mae --data STORE --run RUN"
             )
         self.info = read_record(PretrainInfo, self.folder, PRETRAIN_FILE)
-        text = self.folder.read("folds.json")
+        text = read_required(self.folder, "folds.json")
         if digest(text) != self.info.folds_hash:
             raise UserError(f"{where}/folds.json: changed since the run was made; restore it from a copy")
         self.folds = FoldMap.parse(text, f"{where}/folds.json")
@@ -141,7 +79,7 @@ class PretrainedRun:
             raise UserError(f"{where}: not a pretrained run, and not empty ({foreign[0]}); name a new folder")
         text = folds.to_json()
         folder.write("folds.json", text)
-        made = info.model_copy(update={"folds_hash": digest(text)})
+        made = info.model_copy(update={"folds_hash": digest(text), "id": uuid.uuid4().hex})
         write_record(folder, PRETRAIN_FILE, made)
         return cls(where)
 
@@ -156,13 +94,36 @@ class PretrainedRun:
         return self.folder.exists(CARD_FILE)
 
     def history(self, part: str) -> list[PretrainEpoch]:
-        """Return the epochs of a part."""
-        name = f"{part}/history.json"
-        return read_record(PretrainHistory, self.folder, name).epochs if self.folder.exists(name) else []
+        """Return the epochs of a part; raises as `history_record`."""
+        record = self.history_record(part)
+        return record.epochs if record else []
 
-    def write_history(self, part: str, history: list[PretrainEpoch]) -> None:
-        """Write the epochs of a part."""
-        write_record(self.folder, f"{part}/history.json", PretrainHistory(epochs=history))
+    def history_record(self, part: str) -> PretrainHistory | None:
+        """Return the record of a part's epochs, or None.
+
+        Raises
+        ------
+        DamagedFileError
+            It is damaged, or is that of another run or part.
+        """
+        name = self.history_name(part)
+        if not self.folder.exists(name):
+            return None
+        return self.parse_history(part, self.folder.read(name))
+
+    def parse_history(self, part: str, data: bytes) -> PretrainHistory:
+        """Read the content of a part's ``history.json``; raises as `history_record`."""
+        path = f"{self.where}/{self.history_name(part)}"
+        record = PretrainHistory.parse(data, path)
+        record.check_owner(path, self.info.id, None)
+        if record.part != part:
+            raise DamagedFileError(f"{path}: the record of {record.part}; restore it from a copy")
+        return record
+
+    def write_history(self, part: str, history: list[PretrainEpoch], encoder: str = "") -> None:
+        """Write the epochs of a part, and the checksum of its encoder once it has one."""
+        record = PretrainHistory(run=self.info.id, part=part, epochs=history, encoder=encoder)
+        write_record(self.folder, self.history_name(part), record)
 
     def checkpoints(self, part: str) -> list[int]:
         """Return the epochs of a part's checkpoints, ascending."""
@@ -171,7 +132,7 @@ class PretrainedRun:
     def write_checkpoint(self, part: str, history: list[PretrainEpoch], state: dict[str, Any]) -> None:
         """Write a part's state and history after its last epoch, and remove all checkpoints but the newest two."""
         epoch = history[-1].epoch
-        state = state | {"history": [each.model_dump() for each in history]}
+        state = state | {"run": self.info.id, "history": [each.model_dump() for each in history]}
         self.folder.write(f"{part}/epoch-{epoch:04d}.ckpt", checkpoint.dumps(state))
         for older in self.checkpoints(part):
             if older < epoch - 1:
@@ -194,18 +155,19 @@ class PretrainedRun:
         FileNotFoundError
             There is none.
         CheckpointError
-            It is damaged, or is that of another part, epoch or configuration.
+            It is damaged, or is that of another run, part, epoch or configuration.
         """
         name = f"{part}/epoch-{epoch:04d}.ckpt"
         state = checkpoint.loads(self.folder.read(name), f"{self.where}/{name}")
-        if (state.get("config"), state.get("part"), state.get("epoch")) != (self.info.config.hash(), part, epoch):
-            raise CheckpointError(f"{self.where}/{name}: the checkpoint of another part, epoch or configuration")
+        identity = {"run": self.info.id, "config": self.info.config.hash(), "part": part, "epoch": epoch}
+        if {key: state.get(key) for key in identity} != identity:
+            raise CheckpointError(f"{self.where}/{name}: the checkpoint of another run, part, epoch or configuration")
         return state
 
     def restore_history(self, part: str, state: Mapping[str, Any]) -> None:
-        """Write the epochs that a checkpoint has, if the history lacks some: a kill came between the two."""
-        epochs = [PretrainEpoch.model_validate(epoch) for epoch in state["history"]]
-        if len(self.history(part)) < len(epochs):
+        """Write the epochs that a checkpoint has, if the history has others: a kill came between the two."""
+        epochs = epochs_of(state)
+        if self.history(part)[: len(epochs)] != epochs:
             self.write_history(part, epochs)
 
     def remove_leftovers(self) -> None:
@@ -214,20 +176,41 @@ class PretrainedRun:
             self.folder.remove(name)
 
     @staticmethod
+    def history_name(part: str) -> str:
+        """Return the file name of a part's history."""
+        return f"{part}/{HISTORY_FILE}"
+
+    @staticmethod
     def encoder_name(part: str) -> str:
         """Return the file name of a part's encoder."""
         return "encoder.safetensors" if part == "all" else f"encoder-{part}.safetensors"
 
     def write_encoder(self, part: str, tensors: dict[str, Tensor]) -> None:
-        """Write a part's encoder."""
+        """Write a part's encoder, its checksum first: an encoder without one is not raypipe's."""
         from safetensors.torch import save
 
-        self.folder.write(self.encoder_name(part), save(tensors))
+        data = save(tensors)
+        self.write_history(part, self.history(part), digest(data))
+        self.folder.write(self.encoder_name(part), data)
 
     def finish(self) -> None:
-        """Write the card, which marks the run as finished."""
+        """Write the card, which marks the run as finished.
+
+        Raises
+        ------
+        DamagedFileError
+            An encoder is missing, or is not the one that was written.
+        """
         info = self.info
-        files = {self.encoder_name(part): digest(self.folder.read(self.encoder_name(part))) for part in self.parts}
+        files = {
+            self.encoder_name(part): digest(read_required(self.folder, self.encoder_name(part))) for part in self.parts
+        }
+        for part in self.parts:
+            record, name = self.history_record(part), self.encoder_name(part)
+            if record is None or record.encoder != files[name]:
+                raise DamagedFileError(
+                    f"{self.where}/{name}: changed since it was written; raypipe resume makes it again"
+                )
         card = EncoderCard(
             objective=info.config.pretrain,
             model=info.config.model,
@@ -246,6 +229,11 @@ class PretrainedRun:
             versions=info.versions,
         )
         write_record(self.folder, CARD_FILE, card)
+
+
+def epochs_of(state: Mapping[str, Any]) -> list[PretrainEpoch]:
+    """Return the epochs in a checkpoint."""
+    return [PretrainEpoch.model_validate(epoch) for epoch in state["history"]]
 
 
 def read_card(where: str | Path) -> EncoderCard:

@@ -19,8 +19,9 @@ from raypipe.core.levels import level_of, ranking_score
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
+from raypipe.pretraining.encoders import PretrainedRun
 from raypipe.pretraining.linear_probe import fit_probe
+from raypipe.pretraining.records import PretrainEpoch
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.loader import FoldData, WindowLoader

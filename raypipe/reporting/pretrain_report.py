@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from raypipe.core.folds import Index
 from raypipe.core.text import format_duration
 from raypipe.ensembles.labels import metric_label
-from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
+from raypipe.pretraining.encoders import PretrainedRun
+from raypipe.pretraining.records import PretrainEpoch
 from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, render_template, save_page
 from raypipe.reporting.plotting import BLUE, CHANCE, GREY, ORANGE, new_figure
 from raypipe.storage.lease import read_lease

@@ -13,7 +13,7 @@ from raypipe.storage.files import open_folder
 from raypipe.storage.records import digest
 
 if TYPE_CHECKING:
-    from raypipe.pretraining.encoders import EncoderCard
+    from raypipe.pretraining.records import EncoderCard
 
 
 def needs_encoder(space: SearchSpace) -> bool:

@@ -22,13 +22,15 @@ from raypipe.core.store_names import parse_stores
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
+from raypipe.pretraining.encoders import PretrainedRun
+from raypipe.pretraining.reconcile import reconcile
+from raypipe.pretraining.records import PretrainInfo
 from raypipe.pretraining.worker import report_progress, train_encoders
 from raypipe.search.run_setup import record_of_windows
 from raypipe.storage.creation import sole_creator
 from raypipe.storage.files import check_places
-from raypipe.storage.lease import Lease
-from raypipe.storage.records import read_options, write_options
+from raypipe.storage.lease import Lease, in_use_error, read_lease
+from raypipe.storage.records import OPTIONS_FILE, read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.training.device import require_gpu, worker_device
 from raypipe.trial.callback import SweepCallback
@@ -115,9 +117,26 @@ def resume(
     store = PretrainedRun(run)
     given = {"workers": workers, "address": address}
     changes = {name: value for name, value in given.items() if value is not None}
-    chosen = parse_pretrain_options(read_options(store.folder) | changes)
+    chosen = parse_pretrain_options(_recorded_options(store) | changes)
     _check_device(chosen)
     return _drive(store, _layout(chosen), progress, callback or SweepCallback(), stop or StopRequest())
+
+
+def _recorded_options(store: PretrainedRun) -> dict[str, Any]:
+    """Return the options that a pretrained run was last driven with.
+
+    Raises
+    ------
+    UserError
+        There are none, or they are damaged.
+    """
+    recorded = read_options(store.folder, store.info.id)
+    if not recorded:
+        last = read_lease(store.folder)
+        if last and last.alive:  # its driver has only just started
+            raise in_use_error(store.folder, last)
+        raise UserError(f"{store.where}/{OPTIONS_FILE}: missing; give the same raypipe pretrain command again")
+    return recorded
 
 
 def _layout(options: PretrainOptions) -> PretrainLayout:
@@ -211,9 +230,11 @@ def _check_unchanged(store: PretrainedRun, windows: WindowStore, config: TrialCo
 def _drive(
     store: PretrainedRun, layout: PretrainLayout, progress: Progress, callback: SweepCallback, stop: StopRequest
 ) -> PretrainedRun:
-    with Lease(store.folder, on_wait=callback.on_lease_wait) as lease:
+    with Lease(store.folder, on_wait=callback.on_lease_wait, run=store.info.id) as lease:
         store.remove_leftovers()
-        write_options(store.folder, asdict(layout))
+        write_options(store.folder, asdict(layout), store.info.id)
+        for line in reconcile(store):
+            callback.on_warning(line)
         if store.over:
             return store
         if _on_ray(layout):

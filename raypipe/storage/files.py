@@ -300,6 +300,20 @@ def read_record_and_bytes(kind: type[R], folder: Folder, name: str) -> tuple[R, 
         return kind.parse(data, where), data
 
 
+def read_required(folder: Folder, name: str) -> bytes:
+    """Return the content of a file that every run has.
+
+    Raises
+    ------
+    DamagedFileError
+        There is none.
+    """
+    try:
+        return folder.read(name)
+    except FileNotFoundError:
+        raise DamagedFileError(f"{folder.where}/{name}: missing; restore it from a copy") from None
+
+
 def write_record(folder: Folder, name: str, record: Record) -> None:
     """Write a JSON file with a format number, whole or not at all."""
     folder.write(name, record.to_json())

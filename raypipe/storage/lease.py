@@ -94,7 +94,7 @@ def read_driver(folder: Folder, run: str) -> DriverRecord | None:
     folder
         Folder of the run.
     run
-        `RunInfo.id`; empty for a pretrained run.
+        `RunInfo.id` or `PretrainInfo.id`.
 
     Raises
     ------
@@ -168,7 +168,7 @@ class Lease:
     on_wait
         Called with a driver's process and host before it is watched.
     run
-        `RunInfo.id`, by which the record of another run's driver is refused; empty for a pretrained run.
+        `RunInfo.id` or `PretrainInfo.id`, by which the record of another run's driver is refused.
     on_lost
         Returns what earlier drivers have used, where they have left no record.
 

@@ -281,7 +281,7 @@ def read_options(folder: Folder, run: str = "") -> dict[str, Any]:
     folder
         Folder of the run.
     run
-        `RunInfo.id`; empty for a pretrained run and an outer cross-validation.
+        `RunInfo.id` or `PretrainInfo.id`; empty for an outer cross-validation.
 
     Raises
     ------

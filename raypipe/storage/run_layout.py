@@ -14,11 +14,16 @@ from raypipe.core.errors import DamagedFileError
 from raypipe.storage.files import Folder, LocalFolder
 
 _TRIAL = r"trials/(\d{4}|[1-9]\d{4,})"
-_FOLDERS = re.compile(rf"trials|compute|study|log|init|code|ensemble|requests|{_TRIAL}(/(log|predictions|fold-\d+))?")
+_PART = r"(all|fold-\d+)"
+"""Of a pretrained run."""
+_FOLDERS = re.compile(
+    rf"trials|compute|study|log|init|code|ensemble|requests|{_PART}|{_TRIAL}(/(log|predictions|fold-\d+))?"
+)
 _FILES = re.compile(
     r"(run|folds|options|driver|reruns|points|outer|pretrain)\.json|space\.py|driver\.lock|study\.journal"
     r"|(compute|study|init|ensemble|requests)/[^/.]+\.(json|jsonl|csv|npz|safetensors)"
     r"|code/[^/]+\.py"
+    rf"|card\.json|encoder(-fold-\d+)?\.safetensors|{_PART}/(history\.json|epoch-\d+\.ckpt)"
     rf"|{_TRIAL}/((trial|history|result|retry)\.json|[^/.]+\.(npz|safetensors))"
     rf"|{_TRIAL}/(log/[^/.]+\.txt|predictions/epoch-\d+\.npz|fold-\d+/epoch-\d+\.ckpt)"
 )

@@ -45,7 +45,7 @@ from raypipe.core.search_space import SearchSpace
 from raypipe.core.store_names import parse_stores
 from raypipe.storage.code_files import read_code, read_metric, write_code, write_metric
 from raypipe.storage.creation import CLAIMS
-from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
+from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, read_required, write_record
 from raypipe.storage.lease import LOCK_FILE
 from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import (
@@ -141,7 +141,7 @@ class RunStore(TrialStore):
             content = describe_other_folder(folder) or "no raypipe run there"
             raise UserError(f"{where}: {content}; make one with: raypipe sweep SPACE --data STORE --run RUN")
         info = read_record(RunInfo, folder, RUN_FILE)
-        folds_text, space_text = (_read_required(folder, name) for name in (FOLDS_FILE, SPACE_FILE))
+        folds_text, space_text = (read_required(folder, name) for name in (FOLDS_FILE, SPACE_FILE))
         if digest(folds_text) != info.folds_hash:
             raise UserError(
                 f"{where}/{FOLDS_FILE}: changed since the run was made, but a run's fold map is frozen: restore it"
@@ -225,17 +225,3 @@ class RunStore(TrialStore):
             match = _CHECKPOINT_OF.fullmatch(name)
             if match and self.result(int(match[1])) is not None:
                 self.folder.remove(name)
-
-
-def _read_required(folder: Folder, name: str) -> bytes:
-    """Return the content of a file that every run has.
-
-    Raises
-    ------
-    DamagedFileError
-        There is none.
-    """
-    try:
-        return folder.read(name)
-    except FileNotFoundError:
-        raise DamagedFileError(f"{folder.where}/{name}: missing; restore it from a copy") from None

@@ -464,7 +464,8 @@ def test_a_card_of_another_format_is_refused(encoder, tmp_path):
 )
 def test_recorded_options_that_are_wrong_are_one_line(encoder, tmp_path, changed, message):
     copied = shutil.copytree(encoder, tmp_path / "copied")
-    write_options(PretrainedRun(copied).folder, read_options(PretrainedRun(copied).folder) | changed)
+    run = PretrainedRun(copied)
+    write_options(run.folder, read_options(run.folder, run.info.id) | changed, run.info.id)
     with pytest.raises(UserError, match=message):
         resume(copied)
 

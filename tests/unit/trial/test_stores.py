@@ -79,7 +79,7 @@ def test_an_encoder_fits_stores_of_one_shape_only(tmp_path, places):
 
 def test_an_outer_cross_validation_remembers_its_stores(tmp_path, places):
     both = open_windows(places)
-    outer._open(load_space(SPACE, both.names), both, str(tmp_path / "cv"), OPTIONS, 3)
+    outer._open(load_space(SPACE, both.names), both, str(tmp_path / "cv"), OPTIONS, 3, None)
     found = OuterRun(tmp_path / "cv")
     assert found.info.data == both.where and found.read_space().stores == ("broad", "low")
     assert sorted(name for part in found.info.parts for name in part) == sorted(set(both.subjects))
