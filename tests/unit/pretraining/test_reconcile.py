@@ -235,6 +235,15 @@ def test_a_run_without_its_fold_map_is_one_line(left):
         PretrainedRun(left)
 
 
+@pytest.mark.parametrize("name", ["fold-2", FIRST, "fold-0/history.json", OPTIONS_FILE])
+def test_nothing_is_read_or_written_through_a_link(left, tmp_path, name):
+    (left / name).rename(tmp_path / "aside")
+    (left / name).symlink_to(tmp_path / "aside")
+    with pytest.raises(DamagedFileError, match=f"{name}: a link, and raypipe writes through none"):
+        resume(left)
+    assert any(f"{name}: a link" in line for line in broken(left))
+
+
 def check(source, where, store, expected, harm, counts):
     """Damage a copy of a run, and check what comes out."""
     shutil.copytree(source, where)
