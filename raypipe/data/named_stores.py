@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, name_some
 from raypipe.core.store_names import join_stores, require_known_store
-from raypipe.data.manifest import Plan, Shard
-from raypipe.data.table_target import parse_table
+from raypipe.data.manifest import Shard
+from raypipe.data.table_target import without_file
 from raypipe.data.window_store import WindowStore
 
 
@@ -185,7 +185,7 @@ def _check_settings(first: str, one: WindowStore, name: str, other: WindowStore)
     """Check that two stores have the same target, and windows of the same length."""
     mine, theirs = one.manifest.plan, other.manifest.plan
     facts: list[tuple[str, object, object]] = [
-        ("predict different targets", _without_file(mine), _without_file(theirs)),
+        ("predict different targets", without_file(mine.target), without_file(theirs.target)),
         ("are of different BIDS tasks", ", ".join(sorted(mine.bids_task)), ", ".join(sorted(theirs.bids_task))),
         ("take events from different columns", mine.events_from or "any", theirs.events_from or "any"),
         ("select different events", mine.select or "all", theirs.select or "all"),
@@ -201,14 +201,6 @@ def _check_settings(first: str, one: WindowStore, name: str, other: WindowStore)
             raise UserError(
                 f"--data: stores {first} and {name} {what}: {own} and {others}; only preprocessing may differ"
             )
-
-
-def _without_file(plan: Plan) -> str:
-    """Return what is predicted, of a table without its file, whose path may be spelt in several ways."""
-    if not plan.target.startswith("table:"):
-        return plan.target
-    table = parse_table(plan.target, plan.target.partition(":")[2], plan.joined_on or ("participant_id",))
-    return f"table:{','.join(table.columns)}" + (f":{table.kind}" if table.kind else "")
 
 
 def _crop_seconds(windows: WindowStore) -> float:

@@ -152,6 +152,19 @@ def parse_table(spec: str, argument: str, joined_on: tuple[str, ...] = ()) -> La
     return chosen(spec, joined_on=joined_on, file=file, columns=columns, kind=kind)
 
 
+def without_file(spec: str) -> str:
+    """Return the specification of a target, of a table without its file, whose path may be spelt in several ways.
+
+    Nothing is read. Stores of a run and recipes of a bundle are of one target if this is the same.
+    """
+    name, _, argument = spec.strip().partition(":")
+    if name != "table":
+        return spec
+    place, kind = split_kind(argument)
+    columns = ",".join(column.strip() for column in place.rpartition(":")[2].split(","))
+    return f"table:{columns}" + (f":{kind}" if kind else "")
+
+
 def _file_and_columns(place: str) -> tuple[str, str]:
     """Divide ``FILE:COLUMN`` after the first part that is a file, since either name may have colons."""
     parts = place.split(":")

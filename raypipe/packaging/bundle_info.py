@@ -15,6 +15,7 @@ from raypipe.core.record import FrozenModel, Record, leaving_out
 from raypipe.data.manifest import Plan
 from raypipe.data.plan import check_baseline_samples
 from raypipe.data.preprocessing import check_values
+from raypipe.data.table_target import without_file
 from raypipe.ensembles.people import People
 from raypipe.ensembles.rules import CalibrationMap, DecisionWeights
 from raypipe.packaging.network_spec import CombinedSpec, NetworkMember, NetworkSpec, Program, make_spec
@@ -135,7 +136,7 @@ class BundleInfo(Record):
         for recipe in self.recipes.values():
             _check_channels(recipe.channels)
             _check_plan(recipe)
-            if recipe.prepare.target != self.prepare.target:
+            if without_file(recipe.prepare.target) != without_file(self.prepare.target):
                 raise ValueError("recipes: one has another target")
 
     def _check_outputs(self) -> None:

@@ -140,6 +140,24 @@ def test_members_of_one_store_make_a_bundle_of_one_recipe(made, tmp_path):
     np.testing.assert_allclose(y_BO.numpy(), found, rtol=1e-4, atol=1e-5)
 
 
+def test_stores_of_one_table_in_two_spellings_make_a_bundle(tmp_path):
+    bids = simulate(tmp_path / "bids", subjects=6, channels=4, trials=2)
+    rows = [f"{folder.name},{number}" for number, folder in enumerate(sorted(bids.glob("sub-*")))]
+    (tmp_path / "labels.csv").write_text("\n".join(["participant_id,score", *rows]))
+    for name, file in (("broad", tmp_path / "labels.csv"), ("low", f"{tmp_path}/./labels.csv")):
+        band = (0.5, 40.0 if name == "broad" else 8.0)
+        prepare(bids, f"table:{file}:score", tmp_path / name, jobs=1, band=band)
+    both = open_windows({name: tmp_path / name for name in ("broad", "low")})
+    run = make_run(tmp_path / "run", both, data=both.where)
+    for number, name in enumerate(both.names):
+        run.add_trial(number, parse_config({"model/name": "linear", "data/store": name}))
+        run_trial(run, both, number)
+    ensemble = fit_ensemble(RunStore.open(run.where), method="equal")
+    bundle = export_bundle(run, ensemble, tmp_path / "out")
+    table = predict(bundle, bids)
+    assert set(load_ensemble(bundle).info.recipes) == {"broad", "low"} and np.isfinite(table["prediction"]).all()
+
+
 def test_the_card_has_all_recipes(bundle):
     _, path = bundle
     card = (path / "README.md").read_text()
