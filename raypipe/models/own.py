@@ -1,11 +1,12 @@
 """Networks of users: classes from their files or from packages, as a `Network`.
 
-Micro-batches divide the whole of such a network, unless it has BatchNorm, whose statistics need the whole batch. Its
-dropout masks are drawn by torch while it computes, not beforehand (see `Network.draws_itself`).
+Micro-batches divide the whole of such a network, unless a window's outputs depend on the others of its batch, as with
+BatchNorm. Its dropout masks are drawn by torch while it computes, not beforehand (see `Network.draws_itself`).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from raypipe.core.own_code import load_object
 from raypipe.models.network import DropoutMasks, Network
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_ROUNDING = 1e-2
+"""Largest difference of outputs that should be equal, relative to their scale; TensorFloat32 rounds to 1e-3."""
 
 
 class OwnNetwork(Network):
@@ -63,20 +67,51 @@ class OwnNetwork(Network):
             with torch.no_grad():
                 self.network.eval()(torch.zeros(2, n_channels, n_times))  # layers that are lazy get their sizes
             self.network.train()
-        self.whole_batches = any(isinstance(module, BATCH_NORMS) for module in self.network.modules())
+        self._whole = True if any(isinstance(module, BATCH_NORMS) for module in self.network.modules()) else None
 
     def dropout_plan(self, batch: int) -> list[tuple[int, float]]:
         """Return no masks: the network draws its own."""
         return []
 
     def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
-        """Normalise; run a network with BatchNorm, which needs the whole batch."""
+        """Normalise; run a network that needs the whole batch."""
         y_BCT = x if prepared else self.prepare(x)
-        return self._run(y_BCT) if self.whole_batches else y_BCT
+        return self._run(y_BCT) if self.needs_whole(y_BCT) else y_BCT
 
     def back(self, y: Tensor, masks: DropoutMasks | None = None) -> Tensor:
-        """Run a network without BatchNorm on normalised windows; return the outputs of one that has run."""
-        return y if self.whole_batches else self._run(y)
+        """Run a network that needs no whole batch on normalised windows; return the outputs of one that has run."""
+        return y if self._whole else self._run(y)
+
+    def forward(self, x: Tensor, *, prepared: bool = False, dropout_M: Tensor | None = None) -> Tensor:
+        """Map windows (B, C, T), or the result of `prepare`, to (B, n_outputs)."""
+        return self._run(x if prepared else self.prepare(x))
+
+    @torch.no_grad()
+    def needs_whole(self, y_BCT: Tensor) -> bool:
+        """Return whether a window's outputs in training depend on the others of its batch, or on its place in it.
+
+        Copies without dropout are asked for some windows together and apart. One that draws all the same counts as
+        dependent, since the two cannot be compared.
+        """
+        if self._whole is None and len(y_BCT) == 1:
+            self._whole = True
+        if self._whole is None:
+            some_BCT = y_BCT[:4]
+            parts = some_BCT.tensor_split(2)
+            together_BK, apart_BK = self._trained_on(some_BCT), torch.cat([self._trained_on(part) for part in parts])
+            near = (apart_BK - together_BK).abs().max() <= _ROUNDING * (1.0 + together_BK.abs().max())
+            self._whole = not near
+        return self._whole
+
+    def _trained_on(self, y_BCT: Tensor) -> Tensor:
+        other = copy.deepcopy(self).train()
+        for module in other.modules():
+            if isinstance(module, DROPOUTS):
+                module.eval()
+        kind = y_BCT.device.type
+        with torch.random.fork_rng([y_BCT.device] if kind == "cuda" else []), torch.autocast(kind, enabled=False):
+            torch.manual_seed(0)
+            return other._run(y_BCT)
 
     def _run(self, y_BCT: Tensor) -> Tensor:
         out = self.network(y_BCT)

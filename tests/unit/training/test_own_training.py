@@ -27,6 +27,15 @@ from tests.support.toys import ToyWindows, break_off, fold_trainer, tiny, write_
 
 CPU = torch.device("cpu")
 WITHOUT_NORM = NET.replace("self.norm = nn.BatchNorm1d(width)", "self.norm = nn.Identity()")
+NORMALISED = "self.norm(self.conv(x))"
+PARTED = {
+    "batch-norm": NET,
+    "plain": WITHOUT_NORM,
+    "mean": WITHOUT_NORM.replace(NORMALISED, "self.conv(x - x.mean(0))"),
+    "functional": WITHOUT_NORM.replace(NORMALISED, "nn.functional.batch_norm(self.conv(x), None, None, training=True)"),
+    "order": WITHOUT_NORM.replace(NORMALISED, "self.conv(x + x.roll(1, 0))"),
+}
+"""Files with a network whose windows depend on the others of their batch, but for the plain one."""
 UNSEEDED = NET.replace(
     "return self.head(", "y = y * float(np.random.rand()) * random.random()\n        return self.head("
 )
@@ -108,12 +117,12 @@ def test_both_passes_of_sam_have_the_same_masks_and_one_updates_the_statistics(t
     assert one.model.network.norm.num_batches_tracked == 2
 
 
-@pytest.mark.parametrize("net", [NET, WITHOUT_NORM], ids=["batch-norm", "plain"])
+@pytest.mark.parametrize("net", PARTED.values(), ids=PARTED)
 def test_micro_batches_give_the_gradient_of_the_whole_batch(toy, net):
     config = own(net, model__args__dropout=0.0)
     whole, parts = trainer(toy, config), trainer(toy, config, micro_batch=3)
     assert whole.run_epoch().loss == pytest.approx(parts.run_epoch().loss, rel=1e-4)
-    assert parts.model.whole_batches is (net is NET)
+    assert parts.model.needs_whole(torch.zeros(1)) is (net != WITHOUT_NORM)
 
 
 def test_weights_follow_from_the_seed_whatever_was_drawn_before(toy):
