@@ -30,6 +30,7 @@ from raypipe.cli.process import training_process
 from raypipe.core.errors import UserError
 from raypipe.core.options import PretrainOptions, SweepOptions
 from raypipe.search.notify import NOTIFY_VARIABLE, Notifier
+from raypipe.trial.callback import CallbackList
 
 PANEL = "Search and training"
 """Heading of these verbs in `raypipe --help`."""
@@ -51,8 +52,9 @@ NotifyOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="URL",
-        help="Send a message there when the run ends, fails or is stopped (apprise). May be given several times. Every "
-        "user of this machine can read a command line: set the variable where a URL holds a password.",
+        help="Send a message there when the run ends, fails, is stopped or needs someone (apprise). May be given "
+        "several times. Every user of this machine can read a command line: set the variable where a URL holds a "
+        "password.",
         envvar=NOTIFY_VARIABLE,
         show_default="no message",
     ),
@@ -125,7 +127,16 @@ def sweep(
         _sweep_outer(space, data, run, outer, warm_start, init, notifier, options)
         return
     with training_process() as stop, notifier, SweepView(console) as view:
-        done = search(space, data, run, warm_start=warm_start, init=init, callback=view, stop=stop, **options)
+        done = search(
+            space,
+            data,
+            run,
+            warm_start=warm_start,
+            init=init,
+            callback=CallbackList([view, notifier]),
+            stop=stop,
+            **options,
+        )
     print_status(done.where)
     print_advice(done.where)
 
@@ -152,7 +163,9 @@ def _sweep_outer(
     if warm_start is not None:
         raise UserError("--warm-start: its trials have seen subjects that --outer holds out; leave one of them out")
     with training_process() as stop, notifier, SweepView(console) as view:
-        done = sweep_outer(space, data, run, outer=outer, init=init, callback=view, stop=stop, **options)
+        done = sweep_outer(
+            space, data, run, outer=outer, init=init, callback=CallbackList([view, notifier]), stop=stop, **options
+        )
     print_outer(done.where)
 
 
@@ -172,11 +185,11 @@ def resume(run: RunArg, notify: NotifyOption = None, **options: Any) -> None:
         from raypipe.search.outer import resume_outer
 
         with training_process() as stop, notifier, SweepView(console) as view:
-            resume_outer(run, callback=view, stop=stop, **options)
+            resume_outer(run, callback=CallbackList([view, notifier]), stop=stop, **options)
         print_outer(run)
         return
     with training_process() as stop, notifier, SweepView(console) as view:
-        continue_sweep(run, callback=view, stop=stop, **options)
+        continue_sweep(run, callback=CallbackList([view, notifier]), stop=stop, **options)
     print_status(run)
     print_advice(run)
 
@@ -210,8 +223,9 @@ def rerun(
 
     if is_pretrained(run):
         raise UserError(f"{run}: a pretrained run has no trials to train again")
-    with training_process() as stop, _notifier(notify, run), SweepView(console) as view:
-        train_again(run, top=top, seeds=seeds, callback=view, stop=stop, **options)
+    notifier = _notifier(notify, run)
+    with training_process() as stop, notifier, SweepView(console) as view:
+        train_again(run, top=top, seeds=seeds, callback=CallbackList([view, notifier]), stop=stop, **options)
     print_status(run)
     print_advice(run)
 

@@ -1,4 +1,4 @@
-"""Send one message when a run ends, fails or is stopped, by way of apprise.
+"""Send a message when a run ends, fails, is stopped or needs someone, by way of apprise.
 
 An address may hold a password. It is kept in memory only, and no message shows it.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from raypipe.core.errors import InterruptedSweepError, UserError, first_line
 from raypipe.core.shipped import install_command
 from raypipe.core.text import one_line
+from raypipe.storage.records import TrialResult
 from raypipe.storage.remote import shell_quoted, without_settings
+from raypipe.trial.callback import SweepCallback
 
 NOTIFY_VARIABLE = "RAYPIPE_NOTIFY"
 """Environment variable with the addresses, separated by spaces."""
@@ -24,10 +27,19 @@ TIMEOUT_SECONDS = 20.0
 """Seconds that all messages may take together, after the run has been given back."""
 
 
-class Notifier(AbstractContextManager["Notifier"]):
+class _Message(NamedTuple):
+    """A message that is being sent."""
+
+    work: threading.Thread
+    sent: list[threading.Event]
+    """One for each address, set when it has taken the message."""
+
+
+class Notifier(SweepCallback, AbstractContextManager["Notifier"]):
     """Context manager that sends one message to each address when the block has ended, however it ends.
 
-    A message that cannot be sent is one warning, and changes nothing else.
+    It is also a callback, which sends a message at the first trial that fails and whenever a cluster is waited for.
+    Messages that cannot be sent are one warning, and change nothing else.
 
     Parameters
     ----------
@@ -58,15 +70,39 @@ class Notifier(AbstractContextManager["Notifier"]):
     ) -> None:
         self._run, self._warn, self._summary, self._timeout = run, warn, summary, timeout
         self._senders = _senders(addresses)
+        self._messages: list[_Message] = []
+        self._has_failure = False
+
+    def on_waiting(self, reason: str) -> None:
+        """Send that the sweep waits for machines."""
+        self._start(lambda: f"waiting for the cluster to grow: {one_line(reason)}")
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        """Send that a trial has failed, of the first that does."""
+        if result.state == "failed" and not self._has_failure:
+            self._has_failure = True
+            self._start(lambda: f"trial {result.number} failed: {one_line(result.reason)}; the run goes on")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._start(lambda: self._text(error))
+        end = time.monotonic() + self._timeout
+        for message in self._messages:
+            message.work.join(max(0.0, end - time.monotonic()))
+        lacking = {number for each in self._messages for number, done in enumerate(each.sent, 1) if not done.is_set()}
+        if lacking:
+            failed = ", ".join(map(str, sorted(lacking)))
+            with contextlib.suppress(Exception):
+                self._warn(f"--notify: a message was not sent to address {failed} of {len(self._senders)}")
+
+    def _start(self, text: Callable[[], str]) -> None:
+        """Send a message in threads of its own; its text, too, is made there: a storage that hangs delays nothing."""
         if not self._senders:
             return
         sent = [threading.Event() for _ in self._senders]
 
-        def send(text: Callable[[], str]) -> None:
+        def send() -> None:
             title, body = f"raypipe: {one_line(without_settings(self._run))}", text()
             threads = [
                 threading.Thread(target=_send, args=(sender, title, body, done), daemon=True)
@@ -77,13 +113,9 @@ class Notifier(AbstractContextManager["Notifier"]):
             for thread in threads:
                 thread.join()
 
-        work = threading.Thread(target=send, args=(lambda: self._text(error),), daemon=True)
-        work.start()  # the state is read there too: a storage that hangs delays nothing
-        work.join(self._timeout)
-        failed = [str(number) for number, done in enumerate(sent, 1) if not done.is_set()]
-        if failed:
-            with contextlib.suppress(Exception):
-                self._warn(f"--notify: no message was sent to address {', '.join(failed)} of {len(sent)}")
+        work = threading.Thread(target=send, daemon=True)
+        work.start()
+        self._messages.append(_Message(work, sent))
 
     def _text(self, error: BaseException | None) -> str:
         resume = f"continue with: raypipe resume {shell_quoted(without_settings(self._run))}"

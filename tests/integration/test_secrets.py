@@ -84,7 +84,7 @@ def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outli
         assert not killed.exists()
         said = drivers[1].finish()
         assert "Traceback" not in said and drivers[1].child.returncode == 0
-        assert "--notify: no message was sent to address 1 of 1" in said, "nothing listens there"
+        assert "--notify: a message was not sent to address 1 of 1" in said, "nothing listens there"
         assert list((base / "tmp").iterdir()) == [] == list((base / "home").rglob("*auth*"))
         drivers.append(alone.drive("report", run))
         drivers[2].finish()

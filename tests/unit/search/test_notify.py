@@ -1,4 +1,4 @@
-"""One message when a run ends, fails or is stopped; none of its failures harms the run, or shows an address."""
+"""A message when a run ends, fails, is stopped or needs someone; its failures harm no run, and show no address."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from raypipe.search.notify import Notifier
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import Lease
+from raypipe.storage.records import TrialResult
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run
 from tests.support.waiting import MAX_WAIT_SECONDS
@@ -101,7 +102,7 @@ def test_a_message_that_is_not_taken_is_one_warning_without_the_address(listener
     refused = "json://127.0.0.1:1/" + SECRET
     with notifier(listener.address, refused) as sent:
         pass
-    assert sent.lines == ["--notify: no message was sent to address 1, 2 of 2"]
+    assert sent.lines == ["--notify: a message was not sent to address 1, 2 of 2"]
     captured = capfd.readouterr()
     assert SECRET not in captured.out + captured.err + caplog.text and captured.err == ""
 
@@ -113,11 +114,35 @@ def test_one_address_that_hangs_does_not_hold_the_run_or_the_others(listener, no
         with notifier(listener.address, other.address, timeout=3.0) as sent:
             pass
         assert len(other.messages) == 1 and listener.messages == []
-        assert sent.lines == ["--notify: no message was sent to address 1 of 2"]
+        assert sent.lines == ["--notify: a message was not sent to address 1 of 2"]
     finally:
         other.server.shutdown()
         other.server.server_close()
         other.thread.join(MAX_WAIT_SECONDS)
+
+
+def test_a_run_that_waits_or_has_a_failed_trial_says_so_while_it_runs(listener, notifier):
+    failed = TrialResult(
+        run="r",
+        number=3,
+        state="failed",
+        score=None,
+        best_epoch=0,
+        epochs=0,
+        seconds=1.0,
+        reason="boom\nmore",
+        finished=0.0,
+    )
+    with notifier(listener.address) as sent:
+        sent.on_waiting("no GPU")
+        for changes in ({}, {"number": 4}, {"number": 5, "state": "complete"}):
+            sent.on_trial_end(failed.model_copy(update=changes))
+    texts = {
+        "waiting for the cluster to grow: no GPU",
+        r"trial 3 failed: boom\nmore; the run goes on",
+        "finished; 8 of 8 trials",
+    }
+    assert len(listener.messages) == 3 and {each["message"] for each in listener.messages} == texts
 
 
 def test_a_state_that_cannot_be_read_is_no_reason_for_no_message(listener, notifier):
