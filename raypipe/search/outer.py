@@ -23,7 +23,7 @@ from raypipe.data.splits import outer_parts_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.search.own_metrics import find_own_metric, metric_of
-from raypipe.search.run_setup import open_run, record_of_windows
+from raypipe.search.run_setup import check_new_run, open_run, record_of_windows
 from raypipe.search.sweep import drive, open_cluster
 from raypipe.search.trackers import check_trackers
 from raypipe.storage.code_files import hashes
@@ -112,6 +112,8 @@ def _open(
             parts=outer_parts_of(windows, outer, options.seed),
             init=_describe_encoder(init) if init is not None else None,
         )
+        for number in range(1, outer + 1):  # before anything is written
+            check_new_run(space, windows, _options_of_part(options, info, number), init)
         with sole_creator(where):
             if not OuterRun.exists(where):
                 return OuterRun.create(where, info, space)
@@ -183,7 +185,7 @@ def _drive_parts(
     callback, stop, parts = callback or SweepCallback(), stop or StopRequest(), found.info.parts
     write_options(found.folder, options.model_dump(mode="json"))
     with open_cluster(options, callback) as cluster, WorkerPool() as pool:
-        chosen = [_options_of_part(options, found, number) for number in range(1, len(parts) + 1)]
+        chosen = [_options_of_part(options, found.info, number) for number in range(1, len(parts) + 1)]
         runs: list[RunStore] = []
         for place, each in zip(found.places, chosen, strict=True):
             how: dict[str, Any] = {} if runs else {"warn": callback.on_warning}
@@ -194,12 +196,12 @@ def _drive_parts(
     return found
 
 
-def _options_of_part(options: SweepOptions, found: OuterRun, number: int) -> SweepOptions:
+def _options_of_part(options: SweepOptions, info: OuterInfo, number: int) -> SweepOptions:
     """Return the options of a part: whom it holds out, its share of the limits, and its seed.
 
     With one seed for all parts they would draw the same configurations at first, and share the luck that is in them.
     """
-    parts = found.info.parts
+    parts = info.parts
     shares = {name: value / len(parts) for name in OPTIONS_OF_ALL if (value := getattr(options, name))}
     seed = derive_seed("outer", options.seed, number) % (MAX_SEED + 1)
     return options.model_copy(update={"held_out": parts[number - 1], "seed": seed, **shares})

@@ -65,16 +65,7 @@ def open_run(
         A recording, a group or windows with the same samples are in two parts of the fold map.
     """
     if not RunStore.exists(where):
-        if init is None and needs_encoder(space):
-            raise UserError(
-                f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN"
-            )
-        if init is not None:
-            _require_one_shape(windows)
-        folds = folds_of(windows, options.folds, options.held_out, options.seed, options.repeats)
-        audit_subjects(windows, folds)
-        for line in check_space(space, windows, folds):
-            warn(line)
+        folds = check_new_run(space, windows, options, init, warn)
         _check_new(where)
         metric = metric_of(options, windows)
         before_create()
@@ -84,6 +75,25 @@ def open_run(
     store = RunStore.open(where)
     check_unchanged(store, windows, space, options)
     return store
+
+
+def check_new_run(
+    space: SearchSpace,
+    windows: WindowStore,
+    options: SweepOptions,
+    init: str | Path | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> FoldMap:
+    """Check that a new run can be made of these, and return its folds; see `open_run`."""
+    if init is None and needs_encoder(space):
+        raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
+    if init is not None:
+        _require_one_shape(windows)
+    folds = folds_of(windows, options.folds, options.held_out, options.seed, options.repeats)
+    audit_subjects(windows, folds)
+    for line in check_space(space, windows, folds):
+        warn(line)
+    return folds
 
 
 def _require_one_shape(windows: WindowStore) -> None:

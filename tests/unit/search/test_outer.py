@@ -264,6 +264,15 @@ def test_mistakes_are_one_line(made, tmp_path, options, message):
         plain_cross_validation(
             made.store.folder.path / "space.py", made.store.info.data, tmp_path / "x", **OPTIONS | options
         )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_space_that_a_part_refuses_leaves_no_folder(made, tmp_path):
+    space = tmp_path / "space.py"
+    space.write_text('def space(trial):\n    return {"init/name": "pretrained"}\n')
+    with pytest.raises(UserError, match="give a pretrained run with --init RUN"):
+        plain_cross_validation(space, made.store.info.data, tmp_path / "x", **OPTIONS)
+    assert not (tmp_path / "x").exists()
 
 
 def test_other_verbs_and_other_folders_are_one_line(made, copied, capsys):
