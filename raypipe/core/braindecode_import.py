@@ -66,7 +66,7 @@ def _can_be_imported(package: str) -> bool:
     try:
         importlib.import_module(package)
     except (ImportError, OSError):  # torchaudio for another torch raises OSError
-        for loaded in [module for module in sys.modules if module.partition(".")[0] == package]:
+        for loaded in [module for module in list(sys.modules) if module.partition(".")[0] == package]:
             del sys.modules[loaded]
         return False
     return True

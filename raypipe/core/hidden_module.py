@@ -10,22 +10,36 @@ from importlib.abc import MetaPathFinder
 
 
 class _Hiding(MetaPathFinder):
-    """Finder by which one thread does not find a module; other threads do."""
+    """Finder by which a thread does not find the modules that it hides; other threads do.
 
-    def __init__(self, name: str) -> None:
-        self._name, self._thread = name, threading.get_ident()
+    It stays where it is: another thread that looks for a module at the time that a finder is removed skips the next
+    one, which knows the modules that are built in.
+    """
+
+    def __init__(self) -> None:
+        self._names = threading.local()
+
+    def hidden(self) -> list[str]:
+        """Return the modules that this thread hides."""
+        if not hasattr(self._names, "hidden"):
+            self._names.hidden = []
+        return self._names.hidden  # type: ignore[no-any-return]
 
     def find_spec(self, name: str, path: object, target: object = None) -> None:
-        if name == self._name and threading.get_ident() == self._thread:
+        if name in self.hidden():
             raise ModuleNotFoundError(f"{name} is hidden", name=name)
+
+
+_HIDING = _Hiding()
 
 
 @contextlib.contextmanager
 def hidden_module(name: str) -> Iterator[None]:
     """Make modules that this thread imports in the block do without another one, unless that is imported already."""
-    finder = _Hiding(name)
-    sys.meta_path.insert(0, finder)
+    if _HIDING not in sys.meta_path:
+        sys.meta_path.insert(0, _HIDING)
+    _HIDING.hidden().append(name)
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        _HIDING.hidden().remove(name)
