@@ -26,14 +26,20 @@ Floats = NDArray[np.float64]
 
 
 def overlapping_pairs(onsets_N: Floats, people: Sequence[str], samples: int, sfreq: float) -> list[tuple[int, int]]:
-    """Return places of neighbours in time that overlap and are of two people, at most about `MAX_PAIRS` of them."""
+    """Return places of neighbours in time that overlap and are of two people: `MAX_PAIRS` of more, drawn by seed.
+
+    Evenly spaced ones could be of the same two people, where people follow each other in a fixed order.
+    """
     longest = (samples - MIN_SHARED) / sfreq
     pairs = [
         (int(one), int(other))
         for one, other in pairwise(np.argsort(onsets_N, kind="stable"))
         if people[one] != people[other] and onsets_N[other] - onsets_N[one] <= longest
     ]
-    return pairs[:: 1 + len(pairs) // MAX_PAIRS]
+    if len(pairs) <= MAX_PAIRS:
+        return pairs
+    drawn = np.sort(np.random.default_rng(0).permutation(len(pairs))[:MAX_PAIRS])
+    return [pairs[place] for place in drawn]
 
 
 def refuse_shared(

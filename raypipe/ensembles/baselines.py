@@ -3,8 +3,8 @@
 They are models that a search can draw too (`models/linear.py`, `models/covariance.py`), with fixed parameters: ridge
 regression, or logistic regression for classes, on log band power, on the log-covariances of spatial components in five
 bands, and on the components' time courses. In each of the run's folds, and for the held-out people, everything is
-fitted on the training side. Where the store has ages, and they are not the target, the same regression is fitted on age
-alone, which scorers do not give.
+fitted on the training side, on as many of its windows as a trial is. Where the store has ages, and they are not the
+target, the same regression is fitted on age alone, which scorers do not give.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from raypipe.core.config import LossConfig, TrialConfig
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.metrics import get_metric
 from raypipe.core.outputs import spread_of
+from raypipe.core.progress import Progress, no_progress
 from raypipe.core.record import FrozenModel
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.labels import describe_target
@@ -37,8 +38,6 @@ from raypipe.training.features import SharedFeatures
 from raypipe.training.linear_head import fit_head
 from raypipe.training.loader import FoldData, WindowLoader
 
-MAX_TRAINING_WINDOWS = 6000
-"""Maximum number of windows that a baseline is fitted on; of more, evenly spaced ones are used."""
 MAX_COURSE_SECONDS = 4.0
 """Longest window whose time courses are a baseline: longer ones are not cut at events."""
 COMPONENTS = 16
@@ -92,12 +91,8 @@ class BaselineData:
         """Yield the sides of each fold, and at last the search subjects against the held-out ones."""
         for fold in range(self.run.folds.n_folds):
             train, test = self.run.folds.split(self.windows.subjects, fold)
-            yield Side(_thinned(train), test, fold)
-        yield Side(_thinned(self.search), self.held_out, HELD_OUT)
-
-
-def _thinned(index: Index) -> Index:
-    return index[:: max(1, -(-len(index) // MAX_TRAINING_WINDOWS))]
+            yield Side(train, test, fold)
+        yield Side(self.search, self.held_out, HELD_OUT)
 
 
 _KNOWN: OrderedDict[str, dict[Baseline, RowPredictions]] = OrderedDict()
@@ -105,7 +100,9 @@ _KNOWN: OrderedDict[str, dict[Baseline, RowPredictions]] = OrderedDict()
 _MAX_KNOWN = 8
 
 
-def baseline_rows(run: RunStore, windows: WindowStore, like: MemberPredictions) -> dict[Baseline, RowPredictions]:
+def baseline_rows(
+    run: RunStore, windows: WindowStore, like: MemberPredictions, progress: Progress | None = None
+) -> dict[Baseline, RowPredictions]:
     """Return the predictions of the baselines for the rows of the score table.
 
     Nothing in a baseline is chosen by the folds that score it: its out-of-fold predictions are nested ones.
@@ -116,10 +113,12 @@ def baseline_rows(run: RunStore, windows: WindowStore, like: MemberPredictions) 
         The run, and its windows.
     like
         Out-of-fold predictions of any members, whose windows and folds the rows have.
+    progress
+        Called with baselines fitted, baselines in all, and a text.
     """
     key = _key(run, windows, like)
     if key not in _KNOWN:
-        _KNOWN[key] = _predict_rows(BaselineData(run, windows), like)
+        _KNOWN[key] = _predict_rows(BaselineData(run, windows), like, progress or no_progress)
         if len(_KNOWN) > _MAX_KNOWN:
             _KNOWN.popitem(last=False)
     return _KNOWN[key]
@@ -127,19 +126,23 @@ def baseline_rows(run: RunStore, windows: WindowStore, like: MemberPredictions) 
 
 def _key(run: RunStore, windows: WindowStore, like: MemberPredictions) -> str:
     """Return a name of all that the predictions depend on."""
-    settings = (list(PREDICTORS), MAX_TRAINING_WINDOWS, windows.data_hash, run.info.metric, run.info.seed)
+    settings = (list(PREDICTORS), windows.data_hash, run.info.metric, run.info.seed)
     return digest(f"{settings} {run.folds.model_dump_json()}".encode() + like.windows.tobytes() + like.folds.tobytes())
 
 
-def _predict_rows(data: BaselineData, like: MemberPredictions) -> dict[Baseline, RowPredictions]:
+def _predict_rows(data: BaselineData, like: MemberPredictions, progress: Progress) -> dict[Baseline, RowPredictions]:
     windows, model = data.windows, "ridge" if data.run.info.kind == "regression" else "logistic regression"
-    found: dict[Baseline, RowPredictions] = {}
+    wanted: dict[Baseline, Predict] = {}
     ages = None if "age" in describe_target(data.run.info.target).split(" and ") else _ages(windows)
     if ages is not None and np.isfinite(ages[data.search]).any():
-        found[Baseline(name=f"{model} on age alone", usable=False)] = _row(data, like, _age_alone(data, ages))
+        wanted[Baseline(name=f"{model} on age alone", usable=False)] = _age_alone(data, ages)
     for name, config in PREDICTORS.items():
         if name != "time courses" or windows.crop_samples <= MAX_COURSE_SECONDS * windows.sfreq:
-            found[Baseline(name=f"{model} on {name}", usable=True)] = _row(data, like, _closed_form(data, config))
+            wanted[Baseline(name=f"{model} on {name}", usable=True)] = _closed_form(data, config)
+    found: dict[Baseline, RowPredictions] = {}
+    for done, (baseline, predict) in enumerate(wanted.items(), start=1):
+        found[baseline] = _row(data, like, predict)
+        progress(done, len(wanted), "baselines fitted")
     return found
 
 

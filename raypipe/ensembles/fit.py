@@ -86,7 +86,7 @@ def fit_ensemble(
     # Methods are fitted and chosen on out-of-fold predictions only.
     fits = fit_methods(candidates, method, progress)
     student = _distill(candidates, fits, where, progress) if distilled else None
-    baselines = baseline_rows(run, candidates.windows, candidates.predictions)
+    baselines = baseline_rows(run, candidates.windows, candidates.predictions, progress)
 
     # The held-out subjects are scored once.
     held_out = predict_held_out(candidates, fits.soups, student, progress)

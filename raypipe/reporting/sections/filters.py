@@ -269,10 +269,13 @@ def _overview(kernels_FK: Array, sfreq: float) -> FigureBlock:
 
 
 def _sample_windows(run: RunStore, windows: WindowStore, norm: str) -> Array:
-    """Return windows of subjects that are not held out, evenly spaced, normalised as the model does it."""
+    """Return windows of subjects that are not held out, drawn by seed, normalised as the model does it.
+
+    Evenly spaced ones could be of one class, where classes follow each other in a fixed order.
+    """
     index = np.flatnonzero(~np.isin(windows.subjects, list(run.folds.held_out)))
     most = max(1, min(MAX_WINDOWS, _MAX_VALUES // (windows.n_channels * windows.crop_samples), len(index)))
-    taken = windows.gather(index[np.linspace(0, len(index) - 1, most).astype(np.int64)])
+    taken = windows.gather(np.sort(np.random.default_rng(0).permutation(index)[:most]))
     return np.asarray(normalise(torch.from_numpy(taken), norm).numpy())
 
 

@@ -18,6 +18,7 @@ from raypipe.core.levels import level_of
 from raypipe.data import arrays
 from raypipe.data.arrays import from_arrays
 from raypipe.data.prepare import prepare
+from raypipe.data.shared_signal import MAX_PAIRS, overlapping_pairs
 from raypipe.data.splits import audit_subjects, folds_of
 from raypipe.data.window_store import WindowStore
 from tests.support.given import CHANNELS, SFREQ, Given, manifest_of, simulate_windows, store_files, write_bids
@@ -318,3 +319,12 @@ def test_two_people_who_share_signal_of_a_recording_are_refused(tmp_path, one_by
         write("shared", 50)
     assert len(write("grouped", 50, groups=dict.fromkeys("pqr", "one"))) == 12
     assert len(write("named alike", 50, fresh=True)) == 12  # each person's own recording "run-1"
+
+
+def test_pairs_of_windows_that_are_compared_are_of_all_people_who_follow_each_other_in_turn():
+    """Every fourth pair would be of the same two people."""
+    people = ["p", "q", "r", "s"] * MAX_PAIRS
+    pairs = overlapping_pairs(np.arange(len(people)) / 100, people, 90, 100)
+    assert len(pairs) == MAX_PAIRS and pairs == sorted(set(pairs))
+    assert {people[one] + people[other] for one, other in pairs} == {"pq", "qr", "rs", "sp"}
+    assert pairs == overlapping_pairs(np.arange(len(people)) / 100, people, 90, 100), "drawn by seed"

@@ -15,6 +15,7 @@ from raypipe.ensembles.baselines import Baseline, BaselineData, baseline_rows, b
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.reporting.sections.result import result_section
 from raypipe.storage.run_store import RunStore
+from raypipe.training import closed_form, features
 from raypipe.trial.evaluator import constant_baseline
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, write_store
@@ -129,13 +130,36 @@ def test_components_and_models_see_the_training_side_of_a_fold_only(tmp_path, mo
     assert sum(train | test == search for train, test in zip(seen[:4], predicted[:4], strict=True)) == 3
 
 
-def test_many_windows_are_thinned_for_the_fit_and_all_are_predicted(tmp_path, monkeypatch):
-    monkeypatch.setattr(baselines, "MAX_TRAINING_WINDOWS", 20)
-    toy = ToyWindows(subjects=9, each=6)
+def test_a_baseline_is_fitted_on_all_windows_of_both_classes_where_these_alternate(tmp_path, monkeypatch):
+    """Every second of more than 6000 windows is of one class."""
+    monkeypatch.setattr(baselines, "PREDICTORS", {"band power": baselines.PREDICTORS["band power"]})
+    toy = ToyWindows(subjects=10, each=1300, channels=1, classes=True)
+    toy.targets = np.tile([0, 1], len(toy) // 2)
+    toy.x = np.random.default_rng(0).normal(size=(len(toy), 1, 64)).astype(np.float32)
+    toy.x[toy.targets == 1] *= 1.3
     store = WindowStore(write_store(tmp_path / "store", toy))
     run = make_run(tmp_path / "run", store)
-    assert all(len(side.train) <= 20 for side in BaselineData(run, store).sides())
-    assert all(np.isfinite(row.nested).all() for row in baseline_rows(run, store, like(run, store)).values())
+    assert all(len(side.train) > 6000 and len(side.train) % 1300 == 0 for side in BaselineData(run, store).sides())
+    assert min(rows_of(run, store)["logistic regression on band power"]) > 0.8
+
+
+def test_a_baseline_of_more_windows_than_features_fit_has_those_that_a_trial_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "PREDICTORS", {"log-covariance": baselines.PREDICTORS["log-covariance"]})
+    monkeypatch.setattr(features, "MAX_FEATURE_VALUES", 40 * 4 * 6)  # forty windows: four bands, three channels
+    toy = ToyWindows(subjects=9, each=40, classes=True)
+    toy.targets = np.tile([0, 1], len(toy) // 2)
+    toy.x[toy.targets == 1, 0] *= 2.0
+    store = WindowStore(write_store(tmp_path / "store", toy))
+    run = make_run(tmp_path / "run", store)
+    classes, real = [], closed_form.fit_head
+    monkeypatch.setattr(closed_form, "fit_head", lambda x, y, *a, **k: classes.append(y.numpy()) or real(x, y, *a, **k))
+    given, steps = like(run, store), []
+    (row,) = baseline_rows(run, store, given, lambda *step: steps.append(step)).values()
+    assert [len(y) for y in classes] == [40] * 4 and all(10 < y.sum() < 30 for y in classes)
+    assert np.isfinite(row.nested).all() and steps == [(1, 1, "baselines fitted")]
+    monkeypatch.setattr(baselines, "_KNOWN", OrderedDict())
+    (again,) = baseline_rows(run, store, given).values()
+    np.testing.assert_array_equal(again.nested, row.nested)
 
 
 def test_classes_have_logistic_regression(classes):

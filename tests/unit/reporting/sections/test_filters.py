@@ -57,6 +57,23 @@ def test_held_out_windows_are_not_read(full_run, monkeypatch):
     assert index and not set(full_run.windows.subjects[index]) & set(full_run.run.folds.held_out)
 
 
+def test_windows_of_a_class_that_comes_in_turn_are_among_those_that_are_read(tmp_path):
+    """Of many windows, evenly spaced ones would all be of one class."""
+    toy, index = ToyWindows(subjects=6, each=51, classes=True), []
+    run = make_run(tmp_path / "run", toy)
+    search = run.folds.search_index(toy.subjects)
+    assert len(search) == 2 * MAX_WINDOWS - 1
+    toy.targets[search] = np.arange(len(search)) % 2
+    gather = toy.gather
+    toy.gather = lambda some: index.extend(some) or gather(some)
+    assert len(filters._sample_windows(run, toy, "window")) == MAX_WINDOWS
+    assert 40 < toy.targets[index].sum() < MAX_WINDOWS - 40 and index == sorted(set(index))
+    first = index.copy()
+    index.clear()
+    filters._sample_windows(run, toy, "window")
+    assert index == first, "drawn by seed"
+
+
 def test_without_positions_there_are_spectra(values):
     html = filters_section(values.run)
     assert html.count("<svg") == 2 and "scalp maps, kernels" not in html
