@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -67,27 +67,40 @@ ELSEWHERE = {
 """Benchmarks with a command of their own."""
 
 
-def last_results(folder: Path) -> Path | None:
-    """Return the newest results of all benchmarks in a folder."""
-    return max(folder.glob("????-??-??*.json"), default=None, key=lambda path: path.stem)
+Earlier = dict[str, tuple[Path, dict[str, Any]]]
+"""Newest result with ratios of each benchmark, and the file that it is in."""
 
 
 def new_file(folder: Path) -> Path:
-    """Return a name for today's results that is not taken, and sorts after those that are."""
+    """Return a name for today's results that is not taken."""
     today = str(date.today())
-    names = [today, *(f"{today}-{number}" for number in range(2, 100))]
+    names = (today, *(f"{today}-{number}" for number in range(2, 1000)))
     return next(path for name in names if not (path := folder / f"{name}.json").exists())
 
 
-def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return a line for each ratio that got worse by more than its spread."""
-    before = {each["job"]: each for each in old["results"] if "ratios" in each}
-    return [
-        line
-        for each in new["results"]
-        if "ratios" in each and each["job"] in before
-        for line in report.worse(before[each["job"]], each)
-    ]
+def earlier_results(files: Iterable[Path]) -> Earlier:
+    """Return the results in files named by day and number: of each benchmark those of the last run that measured it."""
+    found: Earlier = {}
+    for path in sorted(files, key=lambda path: (path.stem[:10], int(path.stem[11:] or 1))):
+        found |= _results_in(path)
+    return found
+
+
+def _results_in(path: Path) -> Earlier:
+    return {each["job"]: (path, each) for each in json.loads(path.read_text())["results"] if "ratios" in each}
+
+
+def compare(earlier: Earlier, new: dict[str, Any]) -> list[str]:
+    """Return lines about the ratios that got worse by more than their spread, by earlier file, and what has none."""
+    lines, without = [], []
+    for each in new["results"]:
+        if "ratios" not in each or each["job"] not in earlier:
+            without.append(each["job"])
+            continue
+        path, before = earlier[each["job"]]
+        lines += [f"{line} in {path.name}" for line in report.worse(before, each)]
+    head = "\nWorse than before:" if lines else "\nNo ratio is worse than before by more than its spread."
+    return [head, *lines, *([f"Compared with nothing: {', '.join(without)}."] if without else [])]
 
 
 def options() -> argparse.Namespace:
@@ -97,7 +110,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is compared without --against")
     parser.add_argument("--out", type=Path, help=f"file of the results; else {SOME_RESULTS} with --only or --quick, "
                         "and a new file in benchmarks/results without")  # fmt: skip
-    parser.add_argument("--against", type=Path, help="earlier results; else the newest in benchmarks/results")
+    parser.add_argument("--against", type=Path, help="earlier results; else those in benchmarks/results, of each "
+                        "benchmark the newest")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list the benchmarks and end")
     args = parser.parse_args()
     if args.against is not None and not args.against.is_file():
@@ -133,15 +147,16 @@ def main() -> int:
     args = options()
     if args.list:
         return show_list()
-    old = args.against or (None if args.quick else last_results(RESULTS))
-    earlier = json.loads(old.read_text()) if old else None
+    earlier: Earlier = {}
+    if args.against:
+        earlier = _results_in(args.against)
+    elif not args.quick:
+        earlier = earlier_results(RESULTS.glob("????-??-??*.json"))
     jobs = [job for job in JOBS + LONG if job.name in args.only] if args.only else JOBS
     out = args.out or (ROOT / SOME_RESULTS if args.quick or args.only else new_file(RESULTS))
     found = run_jobs(jobs, out, quick=args.quick)
-    if earlier:
-        lines = compare(earlier, found)
-        print(f"\nWorse than in {old}:" if lines else f"\nNo ratio is worse than in {old} by more than its spread.")
-        print("\n".join(lines))
+    if args.against or not args.quick:
+        print("\n".join(compare(earlier, found)))
     return int(any(map(report.has_failed, found["results"])))
 
 

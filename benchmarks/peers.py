@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from raypipe.core.braindecode_import import stand_ins
+from raypipe.core.network_config import TcnConfig
+
+BDTCN_BLOCKS = 5
 
 
 def braindecode_models() -> Any:
@@ -61,6 +64,18 @@ def eegnet(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
     """Return braindecode's EEGNet with the paper's sizes and constraints."""
     sizes = {"n_chans": n_channels, "n_times": n_times, "n_outputs": n_outputs}
     model: nn.Module = braindecode_models().EEGNet(**sizes, final_layer_with_constraint=True)
+    return model
+
+
+def bdtcn(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
+    """Return braindecode's BDTCN of `BDTCN_BLOCKS` blocks with as many filters as raypipe's `tcn`.
+
+    Its kernel is 3, not 5 as by default, since 200 samples are too few for five blocks of that.
+    """
+    sizes = {"n_chans": n_channels, "n_times": n_times, "n_outputs": n_outputs}
+    model: nn.Module = braindecode_models().BDTCN(
+        **sizes, n_filters=TcnConfig().filters, n_blocks=BDTCN_BLOCKS, kernel_size=3
+    )
     return model
 
 

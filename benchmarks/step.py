@@ -50,9 +50,14 @@ PEERS = {
     "braindecode's EEGConformer": peers.conformer,
     "braindecode's ShallowFBCSPNet": peers.shallow,
     "braindecode's EEGNet": peers.eegnet,
+    "braindecode's BDTCN": peers.bdtcn,
     "EEGNeX": peers.eegnex,
 }
-OURS = {"braindecode's ShallowFBCSPNet": "shallow ", "braindecode's EEGNet": "eegnet "}
+OURS = {
+    "braindecode's ShallowFBCSPNet": "shallow ",
+    "braindecode's EEGNet": "eegnet ",
+    "braindecode's BDTCN": "tcn ",
+}
 """raypipe's networks that are compared with others than the Conformer."""
 STEMS = ("fourier", "direct")
 CALLS_ON_GPU = 10
@@ -73,7 +78,10 @@ def trainers(
     args: argparse.Namespace, batch: int, options: dict[str, Any], *, stem: str, folds: int, device: str
 ) -> list[SupervisedTrainer]:
     """Return trainers that have begun an epoch of one step."""
-    config = parse_config({"model/kernels": "paper", "batch_size": batch, "precision": precision(args), **options})
+    sizes: dict[str, Any] = {"model/kernels": "paper"}
+    if options.get("model/name") == "tcn":
+        sizes = {"model/depth": peers.BDTCN_BLOCKS}
+    config = parse_config(sizes | {"batch_size": batch, "precision": precision(args), **options})
     toy = windows_of(args.channels, args.samples, batch, folds)
     loader, index = WindowLoader(toy, device), np.arange(len(toy))  # type: ignore[arg-type]
     made = []

@@ -94,6 +94,7 @@ def ensemble(members: int, steps: dict[str, Any]) -> LoadedEnsemble:
         n_outputs=1,
         scale=0.0,
         decision_weights=None,
+        people=None,
         recipes={},
     )
     return LoadedEnsemble(info, module(members))  # type: ignore[arg-type]

@@ -24,24 +24,36 @@ def results(path, job, peer):
     return json.loads(path.read_text())
 
 
+def compared(path, new):
+    return "\n".join(bench.compare(bench.earlier_results([path]), new))
+
+
 def test_ratios_are_compared_by_benchmark(tmp_path):
-    old = results(tmp_path / "old.json", "step", [2.0, 2.0, 2.0])
-    assert bench.compare(old, results(tmp_path / "new.json", "step", [1.0, 1.0, 1.0])) == [
-        "a title: ours / peer: 1.00, was 2.00 (spread 0.04)"
-    ]
-    assert bench.compare(old, results(tmp_path / "other.json", "folds", [1.0, 1.0, 1.0])) == []
+    results(old := tmp_path / "2026-01-01.json", "step", [2.0, 2.0, 2.0])
+    worse = compared(old, results(tmp_path / "new.json", "step", [1.0, 1.0, 1.0]))
+    assert worse.endswith("before:\na title: ours / peer: 1.00, was 2.00 (spread 0.04) in 2026-01-01.json")
+    as_good = compared(old, results(tmp_path / "good.json", "step", [2.0, 2.0, 2.0]))
+    assert "No ratio is worse" in as_good and "nothing" not in as_good
+    other = results(tmp_path / "other.json", "folds", [1.0, 1.0, 1.0])
+    assert compared(old, other).endswith("Compared with nothing: folds.")
 
 
-def test_results_of_a_day_are_numbered_and_the_newest_is_the_last(tmp_path):
-    assert bench.last_results(tmp_path) is None
+def test_each_benchmark_is_compared_with_its_last_result_however_that_run_ended(tmp_path):
+    results(tmp_path / "2026-01-01.json", "folds", [3.0, 3.0, 3.0])
+    for number in (9, 10):
+        results(tmp_path / f"2026-01-01-{number}.json", "step", [float(number)] * 3)
+    report.save(tmp_path / "2026-01-02.json", {"results": [{"job": "step", "failed": "killed"}]})
+    found = bench.earlier_results(tmp_path.glob("*.json"))
+    assert {job: path.stem for job, (path, _) in found.items()} == {"folds": "2026-01-01", "step": "2026-01-01-10"}
+
+
+def test_results_of_a_day_are_numbered(tmp_path):
     first = bench.new_file(tmp_path)
     assert first.name == f"{date.today()}.json"
     first.write_text("{}")
     (tmp_path / "2026-01-01.json").write_text("{}")
     second = bench.new_file(tmp_path)
     assert second.name == f"{date.today()}-2.json"
-    second.write_text("{}")
-    assert bench.last_results(tmp_path) == second
 
 
 def test_every_script_runs_by_it_or_is_listed_with_its_command(capsys, monkeypatch):
