@@ -1,7 +1,8 @@
 """Networks of users: classes from their files or from packages, as a `Network`.
 
 Micro-batches divide the whole of such a network, unless a window's outputs depend on the others of its batch, as with
-BatchNorm. Its dropout masks are drawn by torch while it computes, not beforehand (see `Network.draws_itself`).
+BatchNorm. Its dropout masks are drawn by torch while it computes, not beforehand (see `Network.draws_itself`). It gets
+copies of the windows, on which it may write.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class OwnNetwork(Network):
             return other._run(y_BCT)
 
     def _run(self, y_BCT: Tensor) -> Tensor:
-        out = self.network(y_BCT)
+        out = self.network(y_BCT.clone())  # it may write on its input, which others use after it
         wanted = (len(y_BCT), self.n_outputs)
         if not isinstance(out, Tensor) or out.shape != wanted:
             raise ValueError(f"windows {tuple(y_BCT.shape)} gave {_described(out)}, not a tensor {wanted}")

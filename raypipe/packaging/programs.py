@@ -131,15 +131,17 @@ class _Encoder:
 
     def encode(self) -> Exported:
         signature = self.exported.graph_signature
-        if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-            raise Unexportable("it changes its buffers or its input when it predicts")
+        if signature.buffers_to_mutate:
+            raise Unexportable("it changes its buffers when it predicts")
+        # A graph writes on nothing: what a network writes on its input is an output before its own.
+        place = next(n for n, spec in enumerate(signature.output_specs) if spec.kind.name == "USER_OUTPUT")
         inputs = {spec.arg.name: spec for spec in signature.input_specs}
         output: Any = None
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 self.refs[node] = self._input(inputs[node.name])
             elif node.op == "output":
-                output = node.args[0][0]
+                output = node.args[0][place]
             elif node.op == "call_function":
                 self._call(node)
             else:

@@ -73,8 +73,8 @@ def _check_loss(config: OwnLossConfig, outputs: _Outputs) -> None:
             target = torch.arange(WINDOWS) % classes
         if outputs.mixed:
             target = 0.7 * F.one_hot(target, classes) + 0.3 / classes
-        value = _value_of(lambda: loss(out_BK, target), config.name)
-        again = _value_of(lambda: loss(out_BK, target), config.name)
+        value = _value_of(lambda: loss(out_BK.clone(), target), config.name)
+        again = _value_of(lambda: loss(out_BK.clone(), target), config.name)
         if not value.requires_grad:
             raise UserError(f"{config.name}: no gradient reaches the network's outputs")
         (gradient_BK,) = torch.autograd.grad(value, out_BK, allow_unused=True)

@@ -25,7 +25,8 @@ def make_own_loss(cfg: OwnLossConfig, *, kind: Kind, class_weights: Tensor | Non
 
     It gets predictions and targets (B,) of a regression, both in standard deviations of the training targets, so that
     no broadcasting can pair windows with others. Of several values, it is called for each, and the mean is taken. It
-    gets logits (B, K) and classes (B,) of a classification, after mixing fractions (B, K).
+    gets logits (B, K) and classes (B,) of a classification, after mixing fractions (B, K). Targets are copies, on which
+    it may write: SAM's second pass has the same.
 
     Parameters
     ----------
@@ -45,12 +46,13 @@ def make_own_loss(cfg: OwnLossConfig, *, kind: Kind, class_weights: Tensor | Non
     """
     loss = _loss_of(cfg, class_weights)
     if kind == "classification":
-        return loss
+        return lambda logits_BK, target: loss(logits_BK, target.clone())
 
     def mean_of_outputs(out_BK: Tensor, target: Tensor) -> Tensor:
         if target.ndim == 1:
-            return loss((distribution_mean(out_BK) if bins else out_BK)[:, 0], target)
-        return torch.stack([loss(*pair) for pair in zip(out_BK.unbind(1), target.unbind(1), strict=True)]).mean()
+            return loss((distribution_mean(out_BK) if bins else out_BK)[:, 0], target.clone())
+        pairs = zip(out_BK.unbind(1), target.unbind(1), strict=True)
+        return torch.stack([loss(out_B, target_B.clone()) for out_B, target_B in pairs]).mean()
 
     return mean_of_outputs
 

@@ -71,6 +71,7 @@ class Net(nn.Module):
     def forward(self, x):
         return self.head(self.rnn(self.pool(x).mT)[0][:, -1])
 """
+WRITES = NET.replace("y = self", "x -= x.mean(1, keepdim=True)\n        y = self")
 UNTRACED = NET.replace("return self.head(", "y = y if float(y.detach().sum()) > 1e9 else y\n        return self.head(")
 
 
@@ -82,7 +83,9 @@ def own(net, outputs=1):
 
 
 @pytest.mark.parametrize(
-    "net", [NET, ATTENTION, SPECTRUM, RECURRENT], ids=["norm", "attention", "spectrum", "recurrent"]
+    "net",
+    [NET, ATTENTION, SPECTRUM, RECURRENT, WRITES],
+    ids=["norm", "attention", "spectrum", "recurrent", "writes"],
 )
 def test_a_program_gives_what_its_network_gives(net):
     network = own(net)

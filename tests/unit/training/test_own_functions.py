@@ -29,6 +29,12 @@ def squared(outputs, target):
     return (outputs - target).square().mean()
 def noisy(outputs, target):
     return (outputs - target).square().mean() * (0.5 + torch.rand(()))
+def writes(outputs, target):
+    target -= outputs.detach()
+    outputs.mul_(-2 * target)
+    return outputs.mean()
+def keeps(outputs, target):
+    return (outputs * (-2 * (target - outputs.detach()))).mean()
 def flip(x, rng):
     rng.random(3)
     return -x
@@ -62,6 +68,24 @@ def test_a_loss_of_ones_own_trains_as_raypipes_own_would(toy, sam):
     np.testing.assert_allclose(found.predictions, expected.predictions, rtol=1e-4, atol=1e-5)
     plain = own("augment", "flip", augment__prob=1.0)
     assert trainer(toy, plain).run_epoch().loss != trainer(toy, parse_config(SMALL)).run_epoch().loss
+
+
+@pytest.mark.parametrize("sam", ["none", "sam"])
+def test_a_loss_that_writes_on_its_targets_trains_as_one_that_does_not(toy, sam):
+    one, other = (trainer(toy, own("loss", name, sam__name=sam)) for name in ("writes", "keeps"))
+    for _ in range(2):
+        assert one.run_epoch().loss == other.run_epoch().loss
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_loss_gets_targets_of_its_own(classes):
+    source = "def wipe(outputs, target):\n    target.zero_()\n    return outputs.mean()\n"
+    config = OwnLossConfig(name="mine.py:wipe", code=keep_source(SourceFile("mine.py", source)))
+    kind = "classification" if classes else "regression"
+    targets = [torch.ones(4, classes), torch.ones(4).long()] if classes else [torch.ones(4), torch.ones(4, 2)]
+    for target in targets:
+        make_own_loss(config, kind=kind)(torch.randn(4, classes or 2), target)
+        assert (target == 1).all()
 
 
 @pytest.mark.parametrize(("section", "name"), [("loss", "noisy"), ("augment", "flip")])

@@ -16,6 +16,7 @@ from raypipe.core.parameters import parse_config
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import build_module, read_members
+from raypipe.models.ensemble import EnsembleModule
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
@@ -28,6 +29,11 @@ from tests.support.toys import ToyWindows, break_off, fold_trainer, tiny, write_
 CPU = torch.device("cpu")
 WITHOUT_NORM = NET.replace("self.norm = nn.BatchNorm1d(width)", "self.norm = nn.Identity()")
 NORMALISED = "self.norm(self.conv(x))"
+WRITES = {
+    "dropout": ("self.norm(self.conv(nn.functional.dropout(x, 0.3, self.training{})))", ", inplace=True", ""),
+    "subtraction": ("self.norm(self.conv(x.{}(x.mean(1, keepdim=True))))", "sub_", "sub"),
+}
+"""Calls of a network that write on its input, and that do not."""
 PARTED = {
     "batch-norm": NET,
     "plain": WITHOUT_NORM,
@@ -123,6 +129,35 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(toy, net):
     whole, parts = trainer(toy, config), trainer(toy, config, micro_batch=3)
     assert whole.run_epoch().loss == pytest.approx(parts.run_epoch().loss, rel=1e-4)
     assert parts.model.needs_whole(torch.zeros(1)) is (net != WITHOUT_NORM)
+
+
+@pytest.mark.parametrize("sam", ["none", "sam"])
+@pytest.mark.parametrize("call", WRITES)
+def test_a_network_that_writes_on_its_input_trains_as_one_that_does_not(toy, call, sam):
+    text, *ways = WRITES[call]
+    one, other = (
+        trainer(toy, own(NET.replace(NORMALISED, text.format(way)), model__norm="none", sam__name=sam)) for way in ways
+    )
+    for _ in range(2):
+        found, expected = one.run_epoch(), other.run_epoch()
+        assert found.loss == expected.loss and (found.predictions == expected.predictions).all()
+
+
+def test_members_beside_a_network_that_writes_on_its_input_see_the_windows():
+    writes = NET.replace(NORMALISED, WRITES["subtraction"][0].format("sub_"))
+    shape = {"n_channels": 3, "n_times": 64, "n_outputs": 1, "sfreq": 50.0}
+    configs = own(writes, model__norm="none"), tiny(model__name="tcn")
+    members = [
+        {"trial": 0, "fold": 0, "weight": 0.5, "centre": 0.0, "scale": 1.0, "model": config.model.model_dump()}
+        for config in configs
+    ]
+    module = EnsembleModule({"kind": "regression", "members": members, **shape}).eval()
+    x_BCT = torch.randn(4, 3, 64)
+    given_BCT = x_BCT.clone()
+    with torch.no_grad():
+        both_MBK = module.predict_members(x_BCT)[0]
+        alone_BK = module.members[1](given_BCT)
+    assert x_BCT.equal(given_BCT) and both_MBK[1].equal(alone_BK)
 
 
 def test_weights_follow_from_the_seed_whatever_was_drawn_before(toy):
