@@ -88,12 +88,18 @@ def auc_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: I
 
 
 def auc_within_resampled(y: ArrayLike, scores: ArrayLike, folds: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
-    """Return `auc_within` of each resample of subjects; NaN where a class has no pair within the folds."""
+    """Return `auc_within` of the rows of each resample of subjects; NaN where a class is absent.
+
+    Each resample decides whether its folds count as one: all people may have pairs within a fold that some lack.
+    """
     y_N, scores_NK = checked_classes(y, scores)
-    fold_N = folds_of_pairs(y_N, folds, scores_NK.shape[1])
     total = np.zeros((2, len(counts_RS), len(_ranked_classes(scores_NK.shape[1]))))
-    for i in indices_of(fold_N):
+    folds_I = list(indices_of(np.asarray(folds)))
+    for i in folds_I:
         total += _ordered_pairs_resampled(y_N[i], scores_NK[i], subject_N[i], counts_RS)
+    lacks_R = (total[1] == 0).any(axis=1)
+    if len(folds_I) > 1 and lacks_R.any():
+        total[:, lacks_R] = _ordered_pairs_resampled(y_N, scores_NK, subject_N, counts_RS[lacks_R])
     return _mean_share(*total)
 
 

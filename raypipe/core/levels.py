@@ -112,7 +112,7 @@ def within_folds(metric: str | Metric, folds: ArrayLike) -> Metric:
     An AUC is the share of all pairs of one fold that are in the right order, of several classes the mean over the
     classes (`class_metrics.auc_within`). A correlation is the mean of those of the folds, each of which weighs as many
     pairs of rows with different targets as it has. If no fold has such a pair, as where each has one person, the score
-    is that of all folds together.
+    is that of all folds together; each resample decides this for the people that it has.
     """
     plain, fold_N = get_metric(metric), np.asarray(folds)
     if not plain.by_fold or len(np.unique(fold_N)) < 2:
@@ -134,16 +134,17 @@ def within_folds(metric: str | Metric, folds: ArrayLike) -> Metric:
 
     def resampled(y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
         y_N, pred_NO = np.asarray(y), np.asarray(pred)
-        if np.isnan([plain.value(y_N[i], pred_NO[i]) for i in indices_of(fold_N)]).all():
-            return plain.resampled(y, pred, subject_N, counts_RS)
         total_R, weight_R = np.zeros(len(counts_RS)), np.zeros(len(counts_RS))
         for i in indices_of(fold_N):
             of_R = plain.resampled(y_N[i], pred_NO[i], subject_N[i], counts_RS)
             pairs_R = np.where(np.isnan(of_R), 0.0, _pairs_resampled(y_N[i], subject_N[i], counts_RS))
             total_R += pairs_R * np.nan_to_num(of_R)
             weight_R += pairs_R
-        with np.errstate(invalid="ignore"):
-            return np.where(weight_R > 0, total_R / weight_R, np.nan)
+        lacks_R = weight_R == 0  # as each resample decides for itself, not as all people do
+        if lacks_R.any():
+            total_R[lacks_R] = plain.resampled(y_N, pred_NO, subject_N, counts_RS[lacks_R])
+            weight_R[lacks_R] = 1.0
+        return total_R / weight_R
 
     return mean_over_outputs(plain._replace(value=value, resampled=resampled, folds=fold_N))
 

@@ -114,7 +114,7 @@ def fit_ensemble(
         table=table,
         baselines=list(baselines),
         verdict=verdict,
-        notes=[*unfinished, *sentence(outputs, run.info.metric), *notes],
+        notes=[*unfinished, *sentence(outputs, run.info.metric), *notes, *candidates.pool.undefined_choices()],
         outputs=outputs,
         held_out=_held_out_record(candidates, rows, held_out, shipped, by_subject=is_by_subject(table)),
         held_out_evaluations=evaluations.times,

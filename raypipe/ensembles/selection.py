@@ -85,13 +85,19 @@ def _pick_greedily(members: MemberPredictions) -> NDArray[np.int64]:
 
 
 def _losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
-    """Return a loss (C,) of each candidate's predictions that orders them as the target's metric does."""
+    """Return a loss (C,) of each candidate's predictions that orders them as the target's metric does.
+
+    An undefined score comes last. The squared error orders them if none is defined.
+    """
     if members.metric in OF_SQUARED_ERROR:
         return _squared_errors(members, candidates_CNO)
     if members.metric == "auc":
         return _auc_losses(members, candidates_CNO)
     sign = get_metric(members.metric).sign
-    return np.array([sign * members.score(each_NO) for each_NO in candidates_CNO])
+    losses_C = np.array([sign * members.score(each_NO) for each_NO in candidates_CNO])
+    if np.isnan(losses_C).all():
+        return _squared_errors(members, candidates_CNO)
+    return np.asarray(np.nan_to_num(losses_C, nan=np.inf))
 
 
 def _squared_errors(members: MemberPredictions, candidates_CNO: Floats) -> Floats:

@@ -133,6 +133,17 @@ class TrialPool:
             for epoch in (first, *(end for end in trial.snapshots if end != first))
         ]
 
+    def undefined_choices(self) -> list[str]:
+        """Return a note on the choices so far that no score has decided; none where there was no such choice."""
+        undefined = sum(all(np.isnan(each_E).all() for each_E in scores) for scores in self._scores.values())
+        if not undefined:
+            return []
+        first = Member(self.trials[0].number, self.trials[0].epochs[0])
+        return [
+            f"Trials and epochs are chosen anew by {len(self._scores)} groups of people. For {undefined} of them no "
+            f"trial has a score (as where a class is missing): there {first} is taken, and nested scores suffer."
+        ]
+
     def family_of(self, number: int) -> str:
         """Return the family of a trial."""
         return next(trial.family for trial in self.trials if trial.number == number)

@@ -94,6 +94,23 @@ def test_resamples_agree_with_the_score_of_the_rows_that_they_draw(n_classes):
         assert found == pytest.approx(within_folds("auc", folds[rows]).value(y[rows], pred[rows]))
 
 
+@pytest.mark.parametrize("metric", ["auc", "pearson"])
+def test_a_resample_without_a_pair_within_any_fold_is_scored_over_all_folds_as_its_rows_are(metric):
+    """Only the third fold has both classes, and only with both of its people."""
+    rng = np.random.default_rng(0)
+    subjects, folds = np.repeat(np.arange(6), 5), np.repeat([0, 0, 1, 1, 2, 2], 5)
+    y, logits = np.repeat([0, 0, 1, 1, 0, 1], 5), rng.normal(size=30)
+    pred = _probabilities(logits) if metric == "auc" else logits[:, None]
+    counts = np.concatenate([np.ones((1, 6)), 1 - np.eye(6), [[1, 1, 0, 0, 0, 0]]]).astype(np.int64)
+    found = within_folds(metric, folds).resampled(y, pred, subjects, counts)
+    wanted = []
+    for counts_S in counts:
+        rows = counts_S[subjects] > 0
+        wanted.append(ranking_score(metric, "window", y[rows], pred[rows], subjects[rows], folds[rows]))
+    np.testing.assert_allclose(found, wanted)
+    assert np.isfinite(found[:-1]).all() and np.isnan(found[-1])  # the last lacks a class
+
+
 def test_errors_are_scored_over_all_folds_together():
     assert within_folds("nrmse", [0, 1]).value is within_folds("nrmse", [0, 0]).value
     assert describe_level("nrmse", "window") == "all windows"

@@ -29,6 +29,18 @@ def test_losses_are_brier_scores_where_a_class_is_missing():
     np.testing.assert_allclose(_losses(members, members.predictions), expected)
 
 
+def test_a_member_without_a_defined_score_is_selected_last():
+    """Of the rarer class F1 is undefined where no window has it and none is predicted as it."""
+    members = classes(n=200).select_members([0, 1])
+    never = np.tile([0.9, 0.1], (200, 1))
+    members = replace(members, predictions=np.stack([never, members.predictions[0]]), targets=np.zeros(200, int))
+    some = replace(members, metric="f1")
+    assert np.isnan(some.score(never)) and some.score(members.predictions[1]) == 0.0
+    assert forward_selection(some, 1) == [1] and greedy_selection(some)["weights"] == [0.0, 1.0]
+    none = some.select_members([0, 0])
+    assert greedy_selection(none)["weights"] == [1.0, 0.0]  # by the squared error
+
+
 def test_forward_selection_takes_members_that_complement_the_best():
     rng = np.random.default_rng(0)
     y, error = rng.normal(size=400), rng.normal(size=400)

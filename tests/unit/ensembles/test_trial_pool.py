@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,29 @@ def test_scores_of_parts_are_those_of_their_windows(metric):
              for t in range(3) for e in (1, 2, 3)]  # fmt: skip
     best = np.reshape(every, (3, 3)).max(1) if metric == "auc" else np.reshape(every, (3, 3)).min(1)
     np.testing.assert_allclose(sorted(found), sorted(best))
+
+
+def test_people_without_both_classes_in_any_fold_choose_by_all_folds_together():
+    """Folds are sites; only the third has both classes. Without either of its halves the AUC is over all folds."""
+    rng, subjects = np.random.default_rng(0), np.repeat(np.arange(24), 5)
+    y = np.repeat([1, 0, 1, 0], 30)
+    predictions_TEN = rng.uniform(size=(2, 2, 120))
+    predictions_TEN[1, 1] = 0.25 + 0.5 * y + 0.01 * rng.normal(size=120)  # perfect
+    pool = pool_of(predictions_TEN, y, subjects, top=1, metric="auc")
+    pool.like = replace(pool.like, folds=np.repeat([0, 1, 2, 2], 30))
+    for left_out in ((2, 3), (2,), (0, 3)):
+        inside = ~np.isin(subjects // 6, left_out)
+        if len(np.unique(y[inside])) == 2:
+            assert pool.choose(inside).names == ["trial 1 at epoch 2"], left_out
+    assert not pool.undefined_choices()
+
+
+def test_a_choice_that_no_score_decides_is_named():
+    _, subjects, inside, predictions_TEN = halves()
+    pool = pool_of(predictions_TEN, inside.astype(int), subjects, metric="auc")
+    assert pool.choose(inside).names[0] == "trial 0 at epoch 1"
+    (note,) = pool.undefined_choices()
+    assert "For 1 of them no trial has a score" in note and "trial 0 at epoch 1 is taken" in note
 
 
 def test_nested_scores_of_predictions_without_any_effect_are_those_of_chance():
