@@ -43,8 +43,9 @@ class Candidates:
 
     @property
     def scoring(self) -> Scoring:
-        """Metric and kind of the run's target."""
-        return Scoring(self.run.info.metric, self.run.info.kind, len(self.windows.classes))
+        """Metric, kind and level of the run's target."""
+        info = self.run.info
+        return Scoring(info.metric, info.kind, len(self.windows.classes), info.level)
 
     @property
     def search(self) -> EvaluationSet:

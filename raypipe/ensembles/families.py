@@ -59,7 +59,7 @@ class _Comparison:
     def __init__(self, candidates: Candidates, method: str) -> None:
         self.pool, self.method, self.max_members = candidates.pool, method, candidates.max_members
         self.metric, self.windows = candidates.run.info.metric, candidates.search
-        self.by_person = self.windows.joined(candidates.held_out).has_subject_targets
+        self.by_person = candidates.run.info.level == "person"
         self.rows: EvaluationSet = self.windows.per_subject() if self.by_person else self.windows
         self.whole = self._nested(self.pool, method)
 

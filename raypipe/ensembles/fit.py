@@ -208,7 +208,7 @@ def _held_out_record(
     """Return the held-out predictions of what is shipped, and of its members."""
     search, evaluation = candidates.search, candidates.held_out
     targets = (search.per_subject() if by_subject else search).targets
-    metric, kind, n_classes = candidates.scoring
+    metric, kind, n_classes, _ = candidates.scoring
     shipped_row = rows.get(DISTILLED, rows[ENSEMBLE])
     return HeldOut(
         windows=candidates.run.folds.held_out_index(candidates.windows.subjects),

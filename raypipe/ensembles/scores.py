@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects, smallest_chance
-from raypipe.core.levels import level_of, people_rows, rows_at_level, within_folds
+from raypipe.core.levels import Level, level_of, people_rows, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, get_metric, score
 from raypipe.ensembles.decisions import decide
 
@@ -33,6 +33,8 @@ class Scoring(NamedTuple):
     kind: Kind
     n_classes: int
     """0 for regression."""
+    level: Level
+    """That of the run, for each of several values too: one of them may have one value per person, and others not."""
 
 
 def baseline_name(scoring: Scoring) -> str:
@@ -91,17 +93,6 @@ class EvaluationSet:
         several = len(self.first_windows) < len(self.targets)
         return several and level_of(self.subjects, self.targets) == "person"
 
-    def joined(self, other: EvaluationSet) -> EvaluationSet:
-        """Return the rows of both."""
-        pairs = (
-            (self.targets, other.targets),
-            (self.subjects, other.subjects),
-            (self.folds, other.folds),
-            (self.units, other.units),
-        )
-        targets, subjects, folds, units = (np.concatenate(pair) for pair in pairs)
-        return EvaluationSet(targets, subjects, folds, units, self.cross_validated or other.cross_validated)
-
 
 @dataclass(frozen=True)
 class RowPredictions:
@@ -144,7 +135,7 @@ def score_table(
     Parameters
     ----------
     scoring
-        Its metric, and the kind of its targets.
+        Its metric, the kind of its targets, and the primary level.
     rows
         Predictions by name of the row; `BEST` is one of them.
     search, held_out
@@ -154,8 +145,7 @@ def score_table(
     -------
     pandas.DataFrame
         The given rows, then the predictor without EEG (out of fold: the constant of the other folds). All columns are
-        at one level, the primary one: of the mean prediction of each subject where each subject has one target, else of
-        windows.
+        at the primary level: of the mean prediction of each subject where each subject has one target, else of windows.
 
         - ``oof``, and ``held_out`` with its 95 % bootstrap interval over subjects, or their groups, ``low``, ``high``.
         - ``difference`` of the held-out score to the predictor without EEG.
@@ -178,7 +168,7 @@ def score_table(
     }
     decided = {name: row.decided(scoring.metric) for name, row in rows.items()}
     by_window = None
-    if search.joined(held_out).has_subject_targets:
+    if scoring.level == "person":
         by_window = _plain_columns(scoring, decided, search, held_out).add_prefix(WINDOW)
         means = {name: mean_row(row, search, held_out) for name, row in rows.items()}
         decided = {name: row.decided(scoring.metric) for name, row in means.items()}
@@ -212,7 +202,7 @@ def _plain_columns(
     scoring: Scoring, rows: Mapping[str, RowPredictions], search: EvaluationSet, held_out: EvaluationSet
 ) -> pd.DataFrame:
     """Score rows, and the predictor without EEG, out of fold and held out."""
-    metric, kind, n_classes = scoring
+    metric, kind, n_classes, _ = scoring
     constant = constant_prediction(kind, search.targets, len(held_out.targets), n_classes, metric)
     inside = constant_out_of_fold(kind, search.targets, search.folds, search.subjects, n_classes, metric)
     without_eeg = RowPredictions(constant, inside)

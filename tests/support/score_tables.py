@@ -30,4 +30,4 @@ def table_of(signal, n_out, groups=None):
     search, held = (EvaluationSet(y[m], subjects[m], folds[m], units[m]) for m in (~out, out))
     row = RowPredictions(held_out=predicted[out], oof=predicted[~out], nested=predicted[~out])
     rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), row)
-    return score_table(Scoring("nrmse", "regression", 0), rows, search, held)
+    return score_table(Scoring("nrmse", "regression", 0, "person"), rows, search, held)

@@ -113,7 +113,7 @@ def test_scores_of_classes_are_by_weights_chosen_on_others():
     rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), raw)
     like = members(p[~out], y[~out], subjects[~out], "f1")
     calibrated, found = calibrate_rows(like, rows)
-    table = score_table(Scoring("f1", "classification", 2), calibrated, search, held)
+    table = score_table(Scoring("f1", "classification", 2, "window"), calibrated, search, held)
     assert found is not None
     expected = sklearn_metrics.f1_score(y[out], decide(found(p[out]), found.decision_weights).argmax(1))
     assert table.loc["ensemble", "held_out"] == pytest.approx(expected)
@@ -166,7 +166,7 @@ def table_of_one_trial(metric: str) -> tuple[pd.DataFrame, MemberPredictions]:
     row = RowPredictions(p, p, p)
     rows, _ = calibrate_rows(like, {"ensemble": row, "best single trial": row})
     search = EvaluationSet(y, subjects, like.folds, cross_validated=True)
-    return score_table(Scoring(metric, "classification", 2), rows, search, search), like
+    return score_table(Scoring(metric, "classification", 2, "person"), rows, search, search), like
 
 
 def test_where_nothing_is_chosen_an_auc_of_people_has_no_optimism():

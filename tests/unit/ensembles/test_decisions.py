@@ -141,7 +141,7 @@ def test_the_scores_of_three_classes_are_by_weights_chosen_on_others():
     raw = RowPredictions(p[out], p[~out], p[~out])
     rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), raw)
     calibrated, found = calibrate_rows(members(p[~out], y[~out], subjects[~out], "balanced-accuracy"), rows)
-    table = score_table(Scoring("balanced-accuracy", "classification", 3), calibrated, search, held)
+    table = score_table(Scoring("balanced-accuracy", "classification", 3, "window"), calibrated, search, held)
     balanced = sklearn_metrics.balanced_accuracy_score
     shipped = decide(found(p[out]), np.array(found.decision_weights)).argmax(1)
     assert table.loc["ensemble", "held_out"] == pytest.approx(balanced(y[out], shipped))

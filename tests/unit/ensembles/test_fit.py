@@ -265,7 +265,7 @@ def test_the_constant_without_eeg_is_of_people_where_targets_are_theirs(by_subje
     given = SimpleNamespace(
         run=SimpleNamespace(folds=SimpleNamespace(held_out_index=lambda subjects: np.arange(len(subjects)))),
         windows=SimpleNamespace(subjects=subjects),
-        scoring=Scoring("accuracy", "classification", 2),
+        scoring=Scoring("accuracy", "classification", 2, "person" if by_subject else "window"),
         search=windows,
         held_out=windows,
     )

@@ -35,7 +35,7 @@ def test_a_network_without_out_of_fold_predictions_is_compared_on_held_out_subje
     row = RowPredictions(held_out=bad[out, None], oof=bad[~out, None], nested=bad[~out, None])
     student = RowPredictions(held_out=good[out, None])
     rows = {"ensemble": row, "best single trial": row, "distilled": student}
-    table = score_table(Scoring("nrmse", "regression", 0), rows, search, held_out)
+    table = score_table(Scoring("nrmse", "regression", 0, "window"), rows, search, held_out)
     assert table.loc["distilled", ["oof", "nested", "optimism", "nested_to_best"]].isna().all()
     assert table.loc["distilled", "to_best_high"] < 0.0
     assert table.loc["ensemble", "to_best"] == table.loc["ensemble", "nested_to_best"] == 0.0

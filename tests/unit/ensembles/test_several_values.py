@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
+from raypipe.core.metrics import nrmse
 from raypipe.core.parameters import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.chance import chance_test
@@ -97,6 +98,26 @@ def test_scores_are_means_over_the_values_and_of_each(fitted):
     assert ensemble.notes[0].startswith("Scores are means over 2 values. Held-out NRMSE of each: p_factor 0.")
     assert ensemble.held_out.targets.shape == (16, 2) and ensemble.reliability is None
     assert len(ensemble.outputs[0].coverage) == 4
+
+
+def test_each_of_several_values_is_scored_at_the_level_of_the_run(tmp_path):
+    """One of two values is a person's and the other a window's, so every score is of windows."""
+    toy = ToyWindows(subjects=10, outputs=["age", "rt"], names=["Fz", "Cz", "Pz"])
+    toy.targets[:, 0] = np.repeat(toy.targets[::8, 0], 8)
+    windows = WindowStore(write_store(tmp_path / "store", toy))
+    run = make_run(tmp_path / "run", windows, data=str(tmp_path / "store"))
+    for number, predictors in enumerate(("time-courses", "band-power")):
+        run.add_trial(number, parse_config({"model/name": "linear", "model/predictors": predictors}))
+        assert run_trial(run, windows, number).state == "complete"
+    ensemble = fit_ensemble(run, windows=windows)
+    assert run.info.level == "window" and not ensemble.by_subject
+    for column in ("held_out", "oof", "nested"):
+        mean = np.mean([each.table["ensemble"][column] for each in ensemble.outputs])
+        assert ensemble.table.loc["ensemble", column] == pytest.approx(mean)
+    held = ensemble.held_out
+    for k, each in enumerate(ensemble.outputs):
+        assert each.cell("ensemble", "held_out") == pytest.approx(nrmse(held.targets[:, k], held.predictions[:, k]))
+        assert each.table["ensemble"].keys() == ensemble.outputs[0].table["ensemble"].keys()
 
 
 def test_a_method_of_one_value_is_refused_in_one_line(fitted):
