@@ -51,7 +51,8 @@ def pretrainer(
     device: str = "",
 ) -> Pretrainer:
     """Return a worker's training, with the default sizes of `raypipe pretrain`."""
-    toy = ToyWindows(subjects=8, each=batch, channels=args.channels)
+    unnamed = [""] * args.channels  # their positions are unknown without MNE, which need not be installed
+    toy = ToyWindows(subjects=8, each=batch, names=unnamed)
     toy.sfreq, toy.crop_samples, toy.window_samples = 100.0, args.samples, args.samples
     toy.x = np.random.default_rng(0).normal(size=(len(toy), args.channels, args.samples)).astype(np.float32)
     config = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/patch": args.patch}

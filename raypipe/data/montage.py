@@ -24,11 +24,12 @@ def electrode_positions(channels: Sequence[str]) -> NDArray[np.float32]:
     """Return positions (C, 3) in metres from the centre of the head; NaN for unknown names.
 
     All positions come from one template: the first of `MONTAGES` that knows the most names. Names are compared in lower
-    case, without a leading "EEG " and a trailing reference ("-A2"). Cz is E129 in the HydroCel net.
+    case, without a leading "EEG " and a trailing reference ("-A2"). Cz is E129 in the HydroCel net. Channels that have
+    no names at all need no MNE.
     """
-    if not channels:
-        return np.empty((0, 3), np.float32)
     names = [_plain(name) for name in channels]
+    if not any(names):
+        return np.full((len(names), 3), np.nan, np.float32)
     positions = _centred_positions(_best_montage(names))
     unknown = (np.nan,) * 3
     return np.array([positions.get(name, unknown) for name in names], np.float32)

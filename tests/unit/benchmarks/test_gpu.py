@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from benchmarks import gpu, timing
-from benchmarks.runner import Job
+from benchmarks.runner import ROOT, Job
+
+LONG = pytest.mark.long
+SMALL = ["--batch", "4", "--channels", "3"]
 
 
 @pytest.fixture
@@ -82,3 +87,36 @@ def test_a_copy_without_history_has_its_commit_from_the_environment(monkeypatch)
     monkeypatch.delenv(timing.COMMIT)
     monkeypatch.setattr(timing, "_output", lambda *words: "")
     assert timing.where()["commit"] == "unknown"
+
+
+BLOCKING = """import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"ray", "typer", "optuna", "mne", "edfio", "tensorboardX"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+"""A `sitecustomize.py`, which workers that a script starts import too."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pytest", "tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider"],
+        ["benchmarks.pretraining", *SMALL, "--seconds", "0", "--steps", "1"],
+        pytest.param(["benchmarks.folds", *SMALL, "--folds", "2", "--windows", "16", "--epochs", "1"], marks=LONG),
+        pytest.param(["benchmarks.step", *SMALL, "--stack", "2", "--seconds", "0", "--quick"], marks=LONG),
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_part_needs_packages_that_a_machine_with_a_gpu_may_lack(words, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCKING)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

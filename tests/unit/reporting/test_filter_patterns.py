@@ -109,5 +109,6 @@ def test_electrode_positions_on_the_scalp():
     assert fz[1] > c3[1] > o2[1] and c3[0] < 0 < o2[0] and abs(fz[0]) < 0.005
     apart = electrode_positions(["Fz", "O2"])
     assert np.linalg.norm(fz - o2) == pytest.approx(np.linalg.norm(apart[0] - apart[1]), rel=0.02)
+    assert np.isnan(electrode_positions(["", "nothing"])).all() and electrode_positions([]).shape == (0, 3)
     assert project_to_scalp(["nothing"]) == (None, []) == project_to_scalp([])
     assert len(project_to_scalp([f"E{k}" for k in range(1, 130)])[1]) == 129
