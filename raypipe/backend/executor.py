@@ -13,6 +13,7 @@ from raypipe.backend.process_state import deferred_interrupt, run_in_thread
 from raypipe.backend.ray_compat import keys_not_forwarded
 from raypipe.backend.resources import PROCESS_BYTES, GpuCount, max_trials_in_memory, wait_for_resources
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
+from raypipe.core.gpu_share import reserved_gpu_share
 from raypipe.core.stop import StopRequest
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.driver_record import Resources
@@ -129,7 +130,7 @@ def _execute(driver: Driver, queue: TrialQueue) -> None:
         queue.parallel = layout.concurrent
         driver.callback.on_layout(layout)
         driver.lease.resources = Resources(**asdict(layout))
-        gpus = layout.workers * layout.concurrent * layout.gpus
+        gpus = layout.workers * layout.concurrent * reserved_gpu_share(layout.gpus)
         stack.enter_context(driver.budget.holding(gpus, GpuCount()))
         search = _search(driver, queue, context.broker)
         try:

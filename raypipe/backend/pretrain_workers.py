@@ -21,6 +21,7 @@ from raypipe.backend.ray_compat import (
     pickled_current_actor,
     remove_placement_group,
 )
+from raypipe.backend.resources import worker_resources
 from raypipe.backend.torch_config import GpuTorchConfig
 from raypipe.backend.train_compat import (
     DefaultFailurePolicy,
@@ -115,7 +116,7 @@ class PretrainWorkers:
             scaling_config=ScalingConfig(
                 num_workers=layout.workers,
                 use_gpu=gpus > 0,
-                resources_per_worker={"CPU": layout.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+                resources_per_worker=worker_resources(layout.cpus_per_worker, gpus),
             ),
             run_config=RunConfig(name="pretrain", storage_path=scratch, failure_config=FailureConfig(MAX_RESTARTS)),
         )

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raypipe.backend.cluster import Cluster
-from raypipe.backend.resources import WAIT_SECONDS
+from raypipe.backend.resources import WAIT_SECONDS, cluster_nodes
 from raypipe.core.errors import UserError, first_line
+from raypipe.core.gpu_share import reserved_gpu_share
 from raypipe.trial.callback import SweepCallback
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class RemoteSite(NamedTuple):
 
     run: Callable[..., Any]
     """Calls a function on one of its machines, with a worker's resources."""
-    resources: Callable[[], dict[str, float]]
-    """Returns the resources of all its machines, by name."""
+    nodes: Callable[[], list[dict[str, float]]]
+    """Returns the resources of each of its machines, by name."""
 
 
 @contextlib.contextmanager
@@ -53,7 +54,7 @@ def connect(address: str, callback: SweepCallback, *, cpus: float, gpus: float) 
 
         def run(function: Callable[..., Any], *arguments: Any) -> Any:
             # Ray's own retries would never end where its memory monitor kills the task each time.
-            remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+            remote = ray.remote(num_cpus=cpus, num_gpus=reserved_gpu_share(gpus), max_retries=0)
             attempts = MAX_ATTEMPTS
             while True:
                 ready = remote(_do_nothing).remote()
@@ -72,7 +73,7 @@ def connect(address: str, callback: SweepCallback, *, cpus: float, gpus: float) 
                     if not attempts:
                         raise UserError(f"{address}: the measuring process has died ({first_line(error)})") from error
 
-        yield RemoteSite(run, ray.cluster_resources)
+        yield RemoteSite(run, cluster_nodes)
 
 
 def _do_nothing() -> None:

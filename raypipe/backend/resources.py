@@ -7,10 +7,11 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raypipe.core.errors import InterruptedSweepError, UserError
+from raypipe.core.gpu_share import PARTS, reserved_gpu_share
 from raypipe.core.stop import StopRequest
 from raypipe.trial.callback import SweepCallback
 
@@ -92,27 +93,62 @@ def workers_per_trial(n_folds: int, fitting: int) -> int:
     return next(count for count in counts if n_folds / (count * -(-n_folds // count)) >= MIN_UTILISATION)
 
 
-def divide_resources(options: SweepOptions, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:
-    """Return the number of workers per trial and of trials at a time that fit in `resources`.
+def worker_resources(cpus: float, gpus: float) -> dict[str, float]:
+    """Return what is requested of Ray for a worker, by name."""
+    return {"CPU": cpus, **({"GPU": reserved_gpu_share(gpus)} if gpus else {})}
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Return the resources of each node of the cluster that is alive, by name, whether they are free or not."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def count_places(nodes: Iterable[Mapping[str, float]], worker: Mapping[str, float]) -> int:
+    """Return how many workers fit on nodes, each of them on one.
+
+    All are of one size, so whichever Ray places first, none takes the place of another. The workers of a trial may be
+    on several nodes.
+
+    Parameters
+    ----------
+    nodes
+        Resources of each node, by name.
+    worker
+        Resources of a worker, by name.
+    """
+    # As Ray counts them: three times 0.1 is 0.3.
+    needs = {name: max(1, round(amount * PARTS)) for name, amount in worker.items() if amount > 0}
+    return sum(min(round(node.get(name, 0.0) * PARTS) // need for name, need in needs.items()) for node in nodes)
+
+
+def divide_resources(options: SweepOptions, n_folds: int, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
+    """Return the number of workers per trial and of trials at a time that fit on `nodes`.
 
     Raises
     ------
     UserError
         Not even one trial fits.
     """
-    fitting = int(resources.get("CPU", 0) / options.cpus_per_worker)
-    if options.gpus_per_worker:
-        fitting = min(fitting, int(resources.get("GPU", 0) / options.gpus_per_worker))
+    fitting = count_places(nodes, worker_resources(options.cpus_per_worker, options.gpus_per_worker))
     workers = min(options.workers, n_folds) if options.workers else workers_per_trial(n_folds, fitting)
     if fitting < workers:
-        has = f"{resources.get('CPU', 0):g} CPU(s) and {resources.get('GPU', 0):g} GPU(s)"
-        needs = f"{options.cpus_per_worker:g} CPU(s) and {options.gpus_per_worker:g} GPU(s)"
-        raise UserError(
-            f"{workers} worker(s) of {needs} each do not fit: there are {has}; "
-            "use fewer --workers, --cpus-per-worker or --gpus-per-worker"
-        )
+        raise UserError(_too_small(options, workers, nodes, fitting))
     trials = fitting // workers
     return workers, min(options.concurrent, trials) if options.concurrent else trials
+
+
+def _too_small(options: SweepOptions, workers: int, nodes: Sequence[Mapping[str, float]], fitting: int) -> str:
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
+    has = f"{cpus:g} CPU(s) and {gpus:g} GPU(s)"
+    if len(nodes) > 1:
+        has += f" on {len(nodes)} machines"
+    needs = f"{options.cpus_per_worker:g} CPU(s) and {options.gpus_per_worker:g} GPU(s)"
+    return (
+        f"{workers} worker(s) of {needs} each do not fit: there are {has}, enough for {fitting}; "
+        "use fewer --workers, --cpus-per-worker or --gpus-per-worker"
+    )
 
 
 def wait_for_resources(
@@ -132,12 +168,11 @@ def wait_for_resources(
     InterruptedSweepError
         The sweep was asked to stop.
     """
-    import ray
     from ray.autoscaler.sdk import request_resources
 
     def try_to_fit() -> tuple[int, int] | UserError:
         try:
-            return divide_resources(options, n_folds, ray.cluster_resources())
+            return divide_resources(options, n_folds, cluster_nodes())
         except UserError as error:
             return error
 
@@ -171,6 +206,5 @@ def _reason(found: tuple[int, int] | UserError) -> str:
 
 def _bundles(options: SweepOptions, n_folds: int) -> list[dict[str, float]]:
     """Return the resources of every worker that was asked for."""
-    worker = {"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker}
-    needed = {name: amount for name, amount in worker.items() if amount}
-    return [needed] * min(options.workers or 1, n_folds) * (options.concurrent or 1)
+    worker = worker_resources(options.cpus_per_worker, options.gpus_per_worker)
+    return [worker] * min(options.workers or 1, n_folds) * (options.concurrent or 1)

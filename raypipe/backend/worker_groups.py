@@ -27,7 +27,7 @@ from raypipe.backend.ray_compat import (
     nodes_of_placement_group,
     remove_named_placement_groups,
 )
-from raypipe.backend.resources import PROCESS_BYTES
+from raypipe.backend.resources import PROCESS_BYTES, count_places, worker_resources
 from raypipe.backend.train_compat import (
     NoopDecision,
     ResizeDecision,
@@ -135,8 +135,7 @@ def workers_that_fit(resources: dict[str, float], placement_group: str | None = 
         A placement group of such workers that will be removed: its bundles on live nodes count as free.
     """
     free = free_resources()
-    needs = [(name, amount) for name, amount in resources.items() if amount > 0]
-    fitting = sum(int(min(node.get(name, 0.0) // amount for name, amount in needs)) for node in free.values())
+    fitting = count_places(free.values(), resources)
     if placement_group:
         fitting += sum(node in free for node in nodes_of_placement_group(placement_group))
     return fitting
@@ -283,7 +282,7 @@ class WorkerGroups:
             scaling_config=ScalingConfig(
                 num_workers=context.workers,
                 use_gpu=context.gpus > 0,
-                resources_per_worker={"CPU": context.cpus, **({"GPU": context.gpus} if context.gpus else {})},
+                resources_per_worker=worker_resources(context.cpus, context.gpus),
             ),
             run_config=RunConfig(
                 name=f"{start.group}-{start.number}",

@@ -81,9 +81,14 @@ def plan(
     space: SpaceArg,
     data: StoresOption,
     cpus: Annotated[
-        float | None, typer.Option(help="CPU cores of the sweep.", show_default="the cluster's, or this machine's")
+        float | None,
+        typer.Option(
+            help="CPU cores of the sweep, as of one machine.", show_default="the cluster's, or this machine's"
+        ),
     ] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs of the sweep.", show_default="the cluster's, or 0")] = None,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs of the sweep, as of one machine.", show_default="the cluster's, or 0")
+    ] = None,
     outer: OuterOption = None,
     **options: Any,
 ) -> None:

@@ -108,7 +108,8 @@ class SweepOptions(FrozenModel):
     cpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(1, gt=0)
     """CPU cores per worker."""
     gpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(0, ge=0, le=1)
-    """Share of a GPU per worker, at most 1. Several workers share a GPU if it is below 1."""
+    """Share of a GPU per worker, at most 1. A GPU has as many workers as have their whole share there: three of 0.3,
+    one of 0.6."""
     concurrent: Annotated[int | None, Flag(RESOURCES, "as many as fit")] = Field(None, ge=1)
     """Trials that run at the same time."""
     address: Annotated[str | None, Flag(RESOURCES, "start Ray on this machine", envvar="RAY_ADDRESS")] = None

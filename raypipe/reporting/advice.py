@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from raypipe.core.gpu_share import reserved_gpu_share
 from raypipe.core.text import format_duration
 from raypipe.search.distributions import unpack_distributions
 from raypipe.storage.lease import read_lease
@@ -114,7 +115,7 @@ def _cost(run: RunStore, results: Sequence[TrialResult]) -> str:
     parts = [
         f"{len(results)} trial{'s' * (len(results) != 1)}, compute {format_duration(seconds)} (summed over workers)"
     ]
-    if gpus := float(options.get("gpus_per_worker") or 0):
+    if gpus := reserved_gpu_share(float(options.get("gpus_per_worker") or 0)):
         reserved = lease.gpu_hours if lease else 0.0  # limited by --gpu-hours; waiting workers count too
         parts.append(f"{gpus * seconds / 3600:.1f} GPU-hours" + (f" of {reserved:.1f} reserved" if reserved else ""))
     if lease:

@@ -17,6 +17,7 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.gpu_share import reserved_gpu_share
 from raypipe.core.options import parse_options
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.search_space import SearchSpace, Space, load_space
@@ -89,7 +90,7 @@ class Forecast:
     @property
     def gpu_hours(self) -> float:
         """Return the GPU-hours that the workers hold from the beginning to the end, as ``--gpu-hours`` counts them."""
-        return self.likely * self.workers * self.concurrent * self.gpus / 3600
+        return self.likely * self.workers * self.concurrent * reserved_gpu_share(self.gpus) / 3600
 
     @property
     def disk(self) -> int:
@@ -152,7 +153,8 @@ def forecast(
     space, data
         As in `sweep`.
     cpus, gpus
-        Cores and GPUs of the sweep in all. None: those of the cluster; without one, this machine's cores and no GPU.
+        Cores and GPUs of the sweep in all, reckoned as of one machine. None: those of the cluster; without one, this
+        machine's cores and no GPU.
     address
         Address of a Ray cluster. It is measured on one of its machines, with a worker's resources. None: this machine.
     outer
@@ -180,7 +182,7 @@ def forecast(
     folds = folds_of(windows, chosen.folds, chosen.held_out, chosen.seed, chosen.repeats)
     given = _given_resources(cpus, gpus)
     if not address:
-        divide_resources(chosen, folds.n_folds, _machine_resources() | given)  # fails before the measurement
+        divide_resources(chosen, folds.n_folds, _machines([_this_machine()], given))  # fails before the measurement
     source.check()
     warnings = check_space(source, windows, folds)
     if without_effect := parameters_without_effect(source, windows.kind):
@@ -190,7 +192,7 @@ def forecast(
     worker = {"cpus": chosen.cpus_per_worker, "gpus": chosen.gpus_per_worker}
     with _site(address, callback or SweepCallback(), worker) as site:
         found = _measure_all(site, windows.where, folds, _configurations(source), worker, progress)
-        workers, concurrent = divide_resources(chosen, folds.n_folds, site.resources() | given)
+        workers, concurrent = divide_resources(chosen, folds.n_folds, _machines(site.nodes(), given))
     return Forecast(
         trials=chosen.trials,
         folds=folds.n_folds,
@@ -216,8 +218,16 @@ def _given_resources(cpus: float | None, gpus: float | None) -> dict[str, float]
     return given
 
 
-def _machine_resources() -> dict[str, float]:
+def _this_machine() -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": 0.0}
+
+
+def _machines(nodes: list[dict[str, float]], given: dict[str, float]) -> list[dict[str, float]]:
+    """Return the resources of each machine of the sweep: those there are, or one with what was given."""
+    if not given:
+        return nodes
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    return [total | given]
 
 
 def _configurations(source: SearchSpace) -> list[TrialConfig]:
@@ -233,7 +243,7 @@ def _site(address: str | None, callback: SweepCallback, worker: dict[str, float]
             yield site
         return
     try:
-        yield RemoteSite(lambda function, *arguments: function(*arguments), _machine_resources)
+        yield RemoteSite(lambda function, *arguments: function(*arguments), lambda: [_this_machine()])
     finally:
         cached_loaders.cache_clear()  # the store may be written again before the next forecast
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from raypipe.core.gpu_share import reserved_gpu_share
 from raypipe.storage.driver_record import Usage
 from raypipe.storage.run_store import RunStore
 
@@ -18,7 +19,7 @@ def usage_by_trials(run: RunStore, gpus_per_worker: float) -> Usage:
     run
         The run.
     gpus_per_worker
-        GPUs that each worker held.
+        Share of a GPU that each worker asked for.
 
     Raises
     ------
@@ -33,7 +34,7 @@ def usage_by_trials(run: RunStore, gpus_per_worker: float) -> Usage:
             # A driver may have died before an epoch; a worker did not train for longer than the epoch's seconds.
             spans.append((max(before, epoch.finished - epoch.seconds), epoch.finished))
             before, busy = epoch.finished, busy + epoch.seconds
-    return Usage(_union(spans), busy * gpus_per_worker / 3600)
+    return Usage(_union(spans), busy * reserved_gpu_share(gpus_per_worker) / 3600)
 
 
 def _union(spans: Iterable[tuple[float, float]]) -> float:

@@ -10,19 +10,22 @@ from raypipe.core.errors import UserError
 from raypipe.storage.run_store import RunStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")]
-LINE = r"^--gpus-per-worker 1: no GPU for the worker on \S+: torch .*; install a torch .* --gpus-per-worker 0$"
+LINE = r"^--gpus-per-worker {:g}: no GPU for the worker on \S+: torch .*; install a torch .* --gpus-per-worker 0$"
 
 
-def test_a_sweep_ends_with_one_line_and_its_trials_stay_open(toy, shared, tmp_path):
-    with shared.node(num_cpus=2, num_gpus=2), pytest.raises(UserError, match=LINE) as raised:
+@pytest.mark.parametrize(("workers", "share"), [(2, 1), (3, 0.6)])
+def test_a_sweep_ends_with_one_line_and_its_trials_stay_open(toy, shared, tmp_path, workers, share):
+    """Workers start, whatever their share: by the sum of its GPUs, one node would have all three of 0.6."""
+    gpus = shared.node(num_cpus=3, num_gpus=2), shared.node(num_cpus=3, num_gpus=2)
+    with gpus[0], gpus[1], pytest.raises(UserError, match=LINE.format(share)) as raised:
         sweep(
             toy / "space.py",
             toy / "store",
             tmp_path / "run",
             trials=3,
             folds=4,
-            workers=2,
-            gpus_per_worker=1,
+            workers=workers,
+            gpus_per_worker=share,
             track=[],
             address=shared.address,
         )
@@ -34,7 +37,7 @@ def test_a_sweep_ends_with_one_line_and_its_trials_stay_open(toy, shared, tmp_pa
 @pytest.mark.parametrize("workers", [1, 2])
 def test_pretraining_ends_with_one_line(toy, shared, tmp_path, workers):
     params = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8, "epochs": 2}
-    with shared.node(num_cpus=2, num_gpus=2), pytest.raises(UserError, match=LINE):
+    with shared.node(num_cpus=2, num_gpus=2), pytest.raises(UserError, match=LINE.format(1)):
         pretrain(
             "mae",
             toy / "store",

@@ -12,12 +12,15 @@ from raypipe.backend import resources
 from raypipe.backend.resources import (
     PROCESS_BYTES,
     GpuCount,
+    count_places,
     max_trials_in_memory,
     wait_for_resources,
+    worker_resources,
     workers_per_trial,
 )
 from raypipe.backend.resources import divide_resources as fit
 from raypipe.core.errors import InterruptedSweepError, UserError
+from raypipe.core.gpu_share import PARTS
 from raypipe.core.options import SweepOptions
 from raypipe.core.stop import StopRequest
 from tests.support.callbacks import Recorder
@@ -39,7 +42,7 @@ def test_hardly_any_worker_idles(folds, fitting):
 
 
 def layout(n_folds=4, cpus=2.0, gpus=0.0, **options):
-    return fit(SweepOptions(**options), n_folds, {"CPU": cpus, "GPU": gpus})
+    return fit(SweepOptions(**options), n_folds, [{"CPU": cpus, "GPU": gpus}])
 
 
 def test_all_that_fits_runs_at_a_time():
@@ -57,6 +60,77 @@ def test_what_does_not_fit_is_one_line():
         layout(workers=4)
     with pytest.raises(UserError, match=r"1 GPU\(s\) each do not fit: there are 2 CPU\(s\) and 0 GPU"):
         layout(gpus_per_worker=1)
+    with pytest.raises(UserError, match=r"0.6 GPU.* each do not fit: there are 8 CPU.* and 2 GPU\(s\), enough for 2"):
+        layout(cpus=8, gpus=2, gpus_per_worker=0.6, workers=3)
+    with pytest.raises(UserError, match=r"there are 6 CPU\(s\) and 0 GPU\(s\) on 2 machines, enough for 0;"):
+        fit(SweepOptions(cpus_per_worker=4), 4, [{"CPU": 3.0}] * 2)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "workers", "trials"),
+    [
+        (2, 0.6, 2, 1),
+        (8, 0.7, 5, 1),  # 8 workers
+        (8, 0.3, 1, 24),
+        (8, 1 / 3, 1, 24),
+        (1, 0.1, 1, 10),
+        (1, 1 / 93, 1, 93),
+        (4, 1, 2, 2),
+    ],
+)
+def test_a_worker_has_its_share_of_one_gpu(gpus, share, workers, trials):
+    assert layout(5, 200.0, gpus, gpus_per_worker=share, workers=workers) == (workers, trials)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "worker", "places"),
+    [
+        ([{"CPU": 3.0}, {"CPU": 3.0}], {"CPU": 2}, 2),
+        ([{"CPU": 0.0}, {"memory": 1e9}, {"CPU": 3.0}], {"CPU": 1}, 3),  # a head without cores
+        ([{"CPU": 0.1 * 3}, {"CPU": 0.3}], {"CPU": 0.1}, 6),
+        ([{"CPU": 1.0 - 0.9}], {"CPU": 0.1}, 1),
+        ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0}], {"CPU": 1, "GPU": 1}, 1),
+        ([{"CPU": 2.0, "GPU": 8.0}], {"CPU": 1, "GPU": 0.5}, 2),
+        ([{"CPU": 2.0}], {"CPU": 1, "GPU": 0}, 2),
+        ([], {"CPU": 1}, 0),
+    ],
+)
+def test_a_worker_is_on_one_node(nodes, worker, places):
+    assert count_places(nodes, worker) == places
+
+
+AMOUNTS = st.integers(1, 80).map(lambda tenths: tenths / 10)
+NODES = st.lists(
+    st.fixed_dictionaries({"CPU": AMOUNTS | st.just(0.0), "GPU": st.integers(0, 8).map(float)}), max_size=5
+)
+SHARES = st.just(0.0) | st.floats(1 / 28, 1)
+"""Of smaller shares, what Ray rounds may amount to a worker."""
+
+
+@given(NODES, AMOUNTS, SHARES, st.integers(2, 8), st.none() | st.integers(1, 8), st.randoms(use_true_random=False))
+def test_all_workers_of_the_trials_that_fit_find_a_place_on_one_node_and_one_gpu(nodes, cpus, share, folds, asked, rng):
+    """Ray looks for a node by the sum of its GPUs, and the node then for a GPU: it must not be sent in vain."""
+    try:
+        workers, trials = fit(SweepOptions(cpus_per_worker=cpus, gpus_per_worker=share, workers=asked), folds, nodes)
+    except UserError:
+        workers, trials = min(asked or 1, folds), 0
+    need = worker_resources(cpus, share)
+    cpu, gpu = round(cpus * PARTS), round(need.get("GPU", 0.0) * PARTS)
+    cores = [round(node["CPU"] * PARTS) for node in nodes]
+    cards = [[PARTS] * int(node["GPU"]) for node in nodes]
+
+    def nodes_by_sums():
+        return [n for n in range(len(nodes)) if cores[n] >= cpu and sum(cards[n]) >= gpu]
+
+    for _ in range(trials * workers):
+        place = rng.choice(nodes_by_sums())
+        cores[place] -= cpu
+        if gpu:
+            card = next(number for number, left in enumerate(cards[place]) if left >= gpu)
+            cards[place][card] -= gpu
+            assert cards[place][card] >= 0 and share <= 1 / (PARTS // gpu) + 1e-9
+    left = sum(min(c // cpu, sum(g // gpu for g in cs) if gpu else c) for c, cs in zip(cores, cards, strict=True))
+    assert left < workers, "and no more trials would"
 
 
 def node(name, alive=True, **resources):
@@ -97,7 +171,7 @@ class Growing:
 
     def __init__(self, monkeypatch, most):
         self.seconds, self.most, self.asked, self.seen = 0.0, most, [], Recorder()
-        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": min(self.seconds, self.most)})
+        monkeypatch.setattr("ray.nodes", lambda: [node("a", CPU=min(self.seconds, self.most)), node("b", False)])
         monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: self.asked.append(bundles))
 
     def sleep(self, seconds):

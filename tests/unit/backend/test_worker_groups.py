@@ -15,7 +15,7 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 
 from raypipe.backend.broker import Broker
 from raypipe.backend.messages import GroupStart, SweepContext, TrialJob
-from raypipe.backend.resources import PROCESS_BYTES
+from raypipe.backend.resources import PROCESS_BYTES, worker_resources
 from raypipe.backend.worker_groups import (
     FIT_CHECK_SECONDS,
     GROW_CHECK_SECONDS,
@@ -145,9 +145,17 @@ def test_resources_are_counted_by_node_and_with_the_groups_own_bundles(machines)
     assert workers_that_fit({"CPU": 1.0}) == 4
     assert workers_that_fit({"CPU": 2.0, "GPU": 0}) == 1
     assert workers_that_fit({"CPU": 1.0, "GPU": 0.5}) == 1
+    assert workers_that_fit({"CPU": 0.5, "GPU": 0.1}) == 3
     machines.bundles = {0: "a", 1: "gone", 2: "b"}
     assert workers_that_fit({"CPU": 2.0}, "aa") == 3
     assert workers_that_fit({"CPU": 2.0}, "bb") == 1
+
+
+@pytest.mark.parametrize(("share", "places"), [(0.6, 1), (0.3, 5), (0.5, 3)])
+def test_a_free_gpu_has_as_many_workers_as_have_their_whole_share_there(machines, share, places):
+    worker = worker_resources(1, share)
+    machines.free = {"a": {"CPU": 9.0, "GPU": 2.0 - worker["GPU"]}, "b": {"CPU": 9.0}}
+    assert workers_that_fit(worker) == places, "beside one that runs"
 
 
 def test_a_group_that_was_never_whole_begins_with_all_its_workers(machines):
@@ -219,6 +227,14 @@ def test_a_new_controller_of_a_group_that_was_started_counts_what_is_free_at_onc
     assert starting(policies[1]) is None
     machines.now += SHRINK_AFTER_SECONDS
     assert starting(policies[1]) == 1
+
+
+def test_a_group_asks_ray_for_whole_gpus_where_shares_leave_a_rest_that_no_worker_fits_in(broker):
+    settings = {"windows": "store", "scratch": "scratch", "stem": "auto", "stack": "auto", "autoscaling": False}
+    context = SweepContext(broker=broker, workers=3, cpus=2.0, gpus=0.6, **settings)
+    trainer = WorkerGroups(context, 0)._trainer(GroupStart(context, "group-0", 0, "head", "raypipe-"))
+    assert trainer.scaling_config.num_workers == 3
+    assert trainer.scaling_config.resources_per_worker == {"CPU": 2.0, "GPU": 1.0}
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -115,6 +115,9 @@ def test_the_cost_is_time_and_gpu_hours(search):
     assert advise(run).cost == "cost: 2 trials, compute 3 h 00 min (summed over workers)"
     write_options(run.folder, {"gpus_per_worker": 0.5}, run.run_id)
     assert "1.5 GPU-hours" in advise(run).cost and "reserved" not in advise(run).cost
+    write_options(run.folder, {"gpus_per_worker": 0.6}, run.run_id)
+    assert "3.0 GPU-hours" in advise(run).cost, "a worker of 0.6 has a GPU alone"
+    write_options(run.folder, {"gpus_per_worker": 0.5}, run.run_id)
     with Lease(run.folder) as lease:
         lease.gpu_hours = 2.0
     assert "1.5 GPU-hours of 2.0 reserved" in advise(run).cost

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from raypipe.backend.remote_call import RemoteSite
 from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.search_space import SearchSpace, load_space
@@ -55,6 +57,7 @@ def test_the_range_is_of_the_quickest_and_the_slowest():
 
 def test_gpu_hours_and_disk():
     assert made(gpus=0.5).gpu_hours == pytest.approx(made().likely / 3600 * 2 * 2 * 0.5), "held by two trials of two"
+    assert made(gpus=0.6).gpu_hours == made(gpus=1.0).gpu_hours, "what is left of a GPU is of no use to others"
     idle = made(gpus=1.0, folds=5, workers=4, concurrent=1, trials=1)
     assert idle.gpu_hours == pytest.approx((START_SECONDS + 60 * 2 / 5) / 3600 * 4), "three workers wait for the fourth"
     assert (
@@ -113,6 +116,16 @@ def test_more_cores_take_less_time_and_too_few_are_one_line(space, store):
     assert forecast(space, store, cpus=6, **options).concurrent == 2
     with pytest.raises(UserError, match=r"worker\(s\) of 4 CPU"):
         forecast(space, store, cpus=2, cpus_per_worker=4, **options)
+
+
+def test_a_worker_is_on_one_machine_of_a_cluster(space, store, monkeypatch):
+    nodes = [{"CPU": 0.0}, {"CPU": 3.0}, {"CPU": 3.0, "GPU": 1.0}]
+    measured = Measurement(Cost(0.1, 1.0, 60.0, 1000, 500, 400, 6000), "a processor", 10**9)
+    site = RemoteSite(lambda function, *arguments: measured, lambda: nodes)
+    monkeypatch.setattr("raypipe.search.forecast.connect", lambda *_, **__: contextlib.nullcontext(site))
+    options = {"address": "192.0.2.1:6379", "trials": 4, "folds": 3, "workers": 1, "cpus_per_worker": 2}
+    assert forecast(space, store, **options).concurrent == 2
+    assert forecast(space, store, cpus=6, **options).concurrent == 3, "what is given is reckoned as of one machine"
 
 
 @pytest.mark.parametrize(
