@@ -24,8 +24,7 @@ def describe_families(candidates: Candidates, fits: FittedMethods, shipped: Ship
     best = _best_members(candidates)  # a family without a whole trial has no weights to ship
     if len(best) < 2:
         return []
-    method = fits.chosen if fits.chosen in METHODS else EQUAL  # a soup averages networks of one family
-    comparison = _Comparison(candidates, method)
+    comparison = _Comparison(candidates, fits)
     largest = _largest_correlations(candidates, list(best.values()))
     weights = dict.fromkeys(best, 0.0)
     for member, weight in zip(shipped.members, shipped.weights, strict=True):
@@ -54,14 +53,21 @@ def _largest_correlations(candidates: Candidates, places: list[int]) -> list[flo
 
 
 class _Comparison:
-    """Nested scores with and without families, at the level of the verdict."""
+    """Nested scores with and without families, at the level of the verdict.
 
-    def __init__(self, candidates: Candidates, method: str) -> None:
-        self.pool, self.method, self.max_members = candidates.pool, method, candidates.max_members
+    `whole` is the ensemble as the score table has it, whose choice of a method is repeated in each part. To repeat it
+    without each family too would take minutes, so a family is left out under the shipped method. The score of that
+    method on the people who chose it is optimistic: it is compared with its own without the family, and nothing else.
+    """
+
+    def __init__(self, candidates: Candidates, fits: FittedMethods) -> None:
+        self.pool, self.max_members = candidates.pool, candidates.max_members
+        self.method = fits.chosen if fits.chosen in METHODS else EQUAL  # a soup averages networks of one family
         self.metric, self.windows = candidates.run.info.metric, candidates.search
         self.by_person = candidates.run.info.level == "person"
         self.rows: EvaluationSet = self.windows.per_subject() if self.by_person else self.windows
-        self.whole = self._nested(self.pool, method)
+        self.by_method = self._at_level(fits.nested.predictions[self.method])
+        self.whole = self._at_level(fits.nested_predictions) if fits.chosen in METHODS else self.by_method
 
     def row(self, name: str, *, best: str, correlation: float | None, weight: float) -> Family:
         """Return what a family brings."""
@@ -69,8 +75,8 @@ class _Comparison:
         others = self.pool.of_families([other for other in self.pool.families() if other != name])
         alone, without = self._nested(own, "best"), self._nested(others, self.method)
         inner = score_interval(self.metric, self.rows, alone)
-        loss, loss_low, loss_high = self._advantage(without)
-        gain, gain_low, gain_high = self._advantage(alone)
+        loss, loss_low, loss_high = self._advantage(self.by_method, without)
+        gain, gain_low, gain_high = self._advantage(self.whole, alone)
         return Family(
             name=name,
             trials=len(own.trials),
@@ -92,15 +98,18 @@ class _Comparison:
     def _nested(self, pool: TrialPool, method: str) -> Floats:
         """Return the nested predictions (rows, outputs) of a method, or of equal weights where it cannot be used."""
         predictions = run_nested_cv(pool, [method, EQUAL], max_members=self.max_members).predictions
-        found = predictions.get(method, predictions[EQUAL])
-        return scored_rows(pool.windows_like, found, "person" if self.by_person else "window").predictions
+        return self._at_level(predictions.get(method, predictions[EQUAL]))
+
+    def _at_level(self, predictions: Floats) -> Floats:
+        """Return predictions (rows, outputs) as the score table scores them."""
+        return scored_rows(self.pool.windows_like, predictions, "person" if self.by_person else "window").predictions
 
     def _score(self, predictions: Floats) -> float | None:
         return _finite(self.rows.score(self.metric, predictions))
 
-    def _advantage(self, other: Floats) -> tuple[float | None, float | None, float | None]:
-        """Return how much better the ensemble is than other predictions, with a 95 % interval over people."""
-        a, b = (other, self.whole) if get_metric(self.metric).sign > 0 else (self.whole, other)
+    def _advantage(self, ensemble: Floats, other: Floats) -> tuple[float | None, float | None, float | None]:
+        """Return how much better an ensemble is than other predictions, with a 95 % interval over people."""
+        a, b = (other, ensemble) if get_metric(self.metric).sign > 0 else (ensemble, other)
         interval = difference_interval(self.metric, self.rows, a, b)
         value = self.rows.score(self.metric, a) - self.rows.score(self.metric, b)
         return _finite(value), _finite(interval.low), _finite(interval.high)

@@ -26,7 +26,7 @@ class Family(FrozenModel):
     high: float | None
     """95 % interval over people."""
     gain: float | None
-    """How much better the ensemble is (positive: it is better)."""
+    """How much better the ensemble is (positive: it is better), as the score table has it."""
     gain_low: float | None
     gain_high: float | None
     """95 % interval over people, on paired resamples."""
@@ -35,9 +35,9 @@ class Family(FrozenModel):
     weight: Share
     """Sum of its members' weights in what is shipped."""
     without: float | None
-    """Score of the ensemble without this family: members and weights are chosen anew, by the method that is shipped."""
+    """Score of the shipped method without this family: members and weights are chosen anew, the method is not."""
     loss: float | None
-    """How much worse that is than with the family (positive: the family helps)."""
+    """How much worse that is than the same method with the family (positive: the family helps)."""
     loss_low: float | None
     loss_high: float | None
     """95 % interval over people."""

@@ -140,6 +140,23 @@ def test_a_method_that_needs_what_one_family_predicts_gives_way_to_equal_weights
     assert {family.name for family in families if family.loss is not None} == {"conformer", "linear"}
 
 
+def test_the_ensemble_is_the_score_tables_and_a_family_is_left_out_under_the_shipped_method(tmp_path, monkeypatch):
+    """The score of a method on the people who chose it is optimistic: it is compared with its own only."""
+    toy = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=16)))
+    run = make_run(tmp_path / "run", toy)
+    for number, model in enumerate(("covariance", "linear")):
+        run.add_trial(number, parse_config({"model/name": model}))
+        assert run_trial(run, toy, number).state == "complete"
+    monkeypatch.setattr("raypipe.ensembles.choice.simplest_within_error", lambda *_: "equal")
+    monkeypatch.setattr("raypipe.ensembles.nested_cv.choose_method", lambda *_: "best")
+    ensemble = fit_ensemble(run, windows=toy)
+    nested = ensemble.table["nested"]
+    assert ensemble.method == "equal" and nested["ensemble"] != pytest.approx(nested["equal weights"])
+    for family in ensemble.families:
+        assert family.score - family.gain == pytest.approx(nested["ensemble"])
+        assert family.without - family.loss == pytest.approx(nested["equal weights"])
+
+
 def test_models_without_parameters_are_an_ensemble_of_their_own(tmp_path):
     """Those fitted in closed form have buffers only."""
     toy = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=16)))
