@@ -145,18 +145,52 @@ def bootstrap_difference(
     It contains 0 unless a sign-flip test over subjects rejects 0 too. Parameters, errors and the least number of
     subjects are those of `bootstrap_subjects`.
     """
-    if _few(subjects, y):
+    a, b = (Scored(get_metric(metric), y, pred, subjects) for pred in (pred_a, pred_b))
+    return difference_of(a, b, n=n, seed=seed, level=level, cross_validated=cross_validated)
+
+
+class Scored(NamedTuple):
+    """Predictions with the metric that scores them, which may be one of these rows, as within their folds."""
+
+    metric: Metric
+    y: ArrayLike
+    pred: ArrayLike
+    subjects: ArrayLike
+    """(N,) subject, or group, of each row."""
+
+    @property
+    def score(self) -> float:
+        """Return the score of all rows."""
+        return self.metric.value(self.y, self.pred)
+
+
+def difference_of(
+    a: Scored, b: Scored, *, n: int = 2000, seed: int = 0, level: float = 0.95, cross_validated: bool = False
+) -> Interval:
+    """Return the interval of ``a.score - b.score`` as `bootstrap_difference` does; each may have rows of its own.
+
+    Raises
+    ------
+    ValueError
+        Lengths differ, or the subjects of `a` are not those of `b`.
+    """
+    if _few(a.subjects, a.y) or _few(b.subjects, b.y):
         return NO_INTERVAL
-    subject_N, counts_RS = _resamples(subjects, n, seed)
-    a_R, b_R = (_scores(metric, y, pred, subject_N, counts_RS) for pred in (pred_a, pred_b))
+    names, index_N = np.unique(np.asarray(b.subjects), return_inverse=True)
+    if not np.array_equal(names, np.unique(np.asarray(a.subjects))):
+        raise ValueError("expected the same subjects on both sides of a difference")
+    subject_N, counts_RS = _resamples(a.subjects, n, seed)
+    a_R = _scores(a.metric, a.y, a.pred, subject_N, counts_RS)
+    b_R = _scores(b.metric, b.y, b.pred, index_N.astype(np.int64), counts_RS)
     samples = _split(a_R - b_R, counts_RS)
     found = interval_of(samples, level)
-    if _agree(samples) and not np.array_equal(np.asarray(pred_a), np.asarray(pred_b)):
-        a, b = (_of_scores(get_metric(metric), _split(each_R, counts_RS), y, subjects, level) for each_R in (a_R, b_R))
-        found = Interval(a.low - b.high, a.high - b.low, found.usable)
+    if _agree(samples) and not np.array_equal(np.asarray(a.pred), np.asarray(b.pred)):
+        of_a = _of_scores(a.metric, _split(a_R, counts_RS), a.y, a.subjects, level)
+        of_b = _of_scores(b.metric, _split(b_R, counts_RS), b.y, b.subjects, level)
+        found = Interval(of_a.low - of_b.high, of_a.high - of_b.low, found.usable)
     found = widened(found, samples.all) if cross_validated else found
     found = contain_zero(found, sign_flip_chance(samples, seed), level)
-    lowest, highest = get_metric(metric).limits
+    lowest, highest = a.metric.limits
     return _clipped(found, lowest - highest, highest - lowest)
 
 

@@ -69,7 +69,7 @@ def compare_runs(runs: Sequence[RunStore]) -> Comparison:
     Returns
     -------
     Comparison
-        With 95 % intervals by bootstrap over the subjects that both runs predict (`bootstrap.bootstrap_difference`).
+        With 95 % intervals by bootstrap over the subjects that both runs predict (`bootstrap.difference_of`).
 
     Raises
     ------
@@ -217,7 +217,7 @@ def _fold_conditions(first: RunStore, run: RunStore) -> list[Condition]:
             "are in another fold, so their models were trained on other subjects"
         )
         if one.repeats != two.repeats:
-            text += f"; out of fold, the first {min(one.repeats, two.repeats)} repeat(s) are compared"
+            text += "; the scores out of fold are over all repeats of each"
         folds = Condition(False, text)
     if one.held_out == two.held_out:
         return [folds]

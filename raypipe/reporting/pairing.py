@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.bootstrap import MIN_SUBJECTS
-from raypipe.core.levels import Level
+from raypipe.core.bootstrap import MIN_SUBJECTS, Scored, difference_of
+from raypipe.core.levels import Level, within_folds
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.decisions import decide
-from raypipe.ensembles.scores import EvaluationSet, difference_interval
+from raypipe.ensembles.scores import EvaluationSet
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,37 @@ class Predictions:
         """Return whether mean predictions of subjects are compared."""
         return self.evaluation_set.has_subject_targets and self.level != "window"
 
-    def decided(self, metric: str) -> NDArray[Any]:
-        """Return what a metric reads: predicted classes with probability 1, or the predictions."""
-        return decide(self.predictions, self.weights) if get_metric(metric).reads == "classes" else self.predictions
+    @property
+    def n_subjects(self) -> int:
+        """Return the number of subjects."""
+        return len(np.unique(self.evaluation_set.subjects))
+
+    @property
+    def n_keys(self) -> int:
+        """Return the number of windows, each counted once."""
+        return len(np.unique(self.keys))
+
+    def subjects_of(self, keys: NDArray[np.str_]) -> NDArray[Any]:
+        """Return the subject of each of some keys (K,), all of which are known."""
+        return self.evaluation_set.subjects[self._first(keys)]
+
+    def units_of(self, keys: NDArray[np.str_]) -> NDArray[Any]:
+        """Return the group of each key's subject, or the subject (K,)."""
+        return self.evaluation_set.units[self._first(keys)]
+
+    def _first(self, keys: NDArray[np.str_]) -> NDArray[np.int64]:
+        known, first = np.unique(self.keys, return_index=True)
+        return np.asarray(first[np.searchsorted(known, keys)])
+
+    def scored(self, metric: str, keys: NDArray[np.str_], units: NDArray[Any]) -> Scored:
+        """Return the rows of some keys (K,), sorted, within their folds; `units` (K,) are resampled."""
+        order = np.argsort(self.keys, kind="stable")  # whatever the order in the store
+        rows = order[np.isin(self.keys[order], keys)]
+        predictions, side = self.predictions[rows], self.evaluation_set
+        if get_metric(metric).reads == "classes":
+            predictions = decide(predictions, None if self.weights is None else self.weights[rows])
+        within = within_folds(metric, side.folds[rows])
+        return Scored(within, side.targets[rows], predictions, units[np.searchsorted(keys, self.keys[rows])])
 
 
 @dataclass(frozen=True)
@@ -49,7 +77,7 @@ class PairedDifference:
     predictor: str
     """Predictor and subjects: best trial or ensemble, out of fold or held out."""
     scores: tuple[float, float]
-    """Score of the first and of the other run."""
+    """Score of the first and of the other run, each within its own folds, of what both predict."""
     difference: float
     """Score of the other run minus that of the first."""
     low: float
@@ -62,6 +90,10 @@ class PairedDifference:
     """Windows compared; 0 where mean predictions of subjects are compared."""
     mismatched: int
     """Windows, or subjects, with different targets in the two runs, which are left out."""
+    subjects_of: tuple[int, int]
+    """Subjects that each run predicts."""
+    windows_of: tuple[int, int]
+    """Windows that each run predicts; 0 where mean predictions of subjects are compared."""
 
     def describe(self, metric: str) -> str:
         """Return what the interval shows about the other run."""
@@ -79,6 +111,9 @@ class PairedDifference:
 
 def paired_difference(predictor: str, metric: str, first: Predictions, other: Predictions) -> PairedDifference | None:
     """Compare two runs on the windows, or subjects, that both predict.
+
+    Each run's score is that of its own predictions, in all repeats of its own folds: what it is called elsewhere, where
+    the runs have the same subjects.
 
     Parameters
     ----------
@@ -98,44 +133,35 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     by_subject = first.by_subject and other.by_subject
     if by_subject:
         first, other = _by_subject(first), _by_subject(other)
-    _, a, b = np.intersect1d(_numbered(first.keys), _numbered(other.keys), return_indices=True)
-    same = np.isclose(
-        first.evaluation_set.targets[a].astype(float), other.evaluation_set.targets[b].astype(float), rtol=1e-5
-    )
-    same = same if same.ndim == 1 else same.all(axis=1)
-    mismatched = len(np.unique(first.keys[a[~same]]))
-    a, b = a[same], b[same]
-    if len(a) == 0:
+    both, mismatched = _in_both(first, other)
+    if len(both) == 0:
         return None
-    one_folds, two_folds = first.evaluation_set.folds[a], other.evaluation_set.folds[b]
-    both = np.unique(np.stack([one_folds, two_folds]), axis=1, return_inverse=True)[1]  # one network in either run
-    sides = (first.evaluation_set.units[a], other.evaluation_set.units[b])
-    units = min(sides, key=lambda units_N: len(np.unique(units_N)))
-    known = first.evaluation_set
-    trained_on = known.cross_validated or other.evaluation_set.cross_validated
-    side = EvaluationSet(known.targets[a], known.subjects[a], both.reshape(-1), units, trained_on)
-    one, two = first.decided(metric)[a], other.decided(metric)[b]
-    scores = (side.score(metric, one), side.score(metric, two))
-    interval = difference_interval(metric, side, two, one)
+    units = min((each.units_of(both) for each in (first, other)), key=lambda units_K: len(np.unique(units_K)))
+    one, two = (each.scored(metric, both, units) for each in (first, other))
+    trained_on = first.evaluation_set.cross_validated or other.evaluation_set.cross_validated
+    interval = difference_of(two, one, cross_validated=trained_on)
     return PairedDifference(
         predictor,
-        scores,
-        difference=scores[1] - scores[0],
+        scores=(one.score, two.score),
+        difference=two.score - one.score,
         low=interval.low,
         high=interval.high,
-        subjects=len(np.unique(side.subjects)),
+        subjects=len(np.unique(first.subjects_of(both))),
         units=len(np.unique(units)),
-        windows=0 if by_subject else len(np.unique(first.keys[a])),
+        windows=0 if by_subject else len(both),
         mismatched=mismatched,
+        subjects_of=(first.n_subjects, other.n_subjects),
+        windows_of=(0, 0) if by_subject else (first.n_keys, other.n_keys),
     )
 
 
-def _numbered(keys: NDArray[np.str_]) -> NDArray[np.str_]:
-    """Return keys with a counter of equal ones: each repeat of the folds is paired with one of the other run."""
-    import pandas as pd
-
-    nth_N = pd.Series(keys).groupby(keys).cumcount()
-    return np.array([f"{key}~{nth}" for key, nth in zip(keys, nth_N, strict=True)])
+def _in_both(first: Predictions, other: Predictions) -> tuple[NDArray[np.str_], int]:
+    """Return the keys that both have with the same target, in order, and the number of those with other targets."""
+    keys, a, b = np.intersect1d(first.keys, other.keys, return_indices=True)
+    one, two = (each.evaluation_set.targets[rows].astype(float) for each, rows in ((first, a), (other, b)))
+    same = np.isclose(one, two, rtol=1e-5)
+    same = same if same.ndim == 1 else same.all(axis=1)
+    return keys[same], int(np.sum(~same))
 
 
 def _by_subject(predictions: Predictions) -> Predictions:

@@ -133,12 +133,13 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
 def _difference_lines(differences: list[PairedDifference], metric: str) -> Iterator[tuple[str, str | None]]:
     """Yield lines about the differences of two runs, each with its style."""
     for each in differences:
-        unit = f"{each.windows} windows" if each.windows else "one mean prediction per subject"
+        subjects, windows = _part(each.subjects, each.subjects_of), _part(each.windows, each.windows_of)
+        unit = f"{windows} windows" if each.windows else "one mean prediction per subject"
         unit = unit if each.units == each.subjects else f"in {each.units} groups, {unit}"
         interval = describe_interval(each.low, each.high, sign="+", digits=4)
         yield (
             f"  {each.predictor}: {shown_metric(metric)} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
-            f"{each.difference:+.4f} ({interval}; {each.subjects} subjects, "
+            f"{each.difference:+.4f} ({interval}; {subjects} subjects, "
             f"{unit}): {each.describe(metric)}",
             None,
         )
@@ -146,6 +147,11 @@ def _difference_lines(differences: list[PairedDifference], metric: str) -> Itera
             yield f"    {each.mismatched} in both runs have different targets: left out", "bold yellow"
     if not differences:
         yield "  NOTHING IN COMMON: no window and no subject that both predict", "bold yellow"
+
+
+def _part(n: int, of: tuple[int, int]) -> str:
+    """Return a number that two runs have in common, and how many each has if it has more."""
+    return str(n) if of == (n, n) else f"{n} of the {of[0]} and {of[1]}"
 
 
 def _frame_table(frame: pd.DataFrame) -> Table:

@@ -12,15 +12,17 @@ from raypipe.core.bootstrap import (
     MIN_SUBJECTS,
     Interval,
     Samples,
+    Scored,
     bootstrap_difference,
     bootstrap_subjects,
     contain_zero,
+    difference_of,
     interval_of,
     sign_flip_chance,
     smallest_chance,
 )
 from raypipe.core.levels import within_folds
-from raypipe.core.metrics import METRICS, score
+from raypipe.core.metrics import METRICS, get_metric, score
 from tests.unit.core.examples import example
 
 
@@ -126,6 +128,19 @@ def test_difference_is_paired() -> None:
     assert low < high < 0 and high - low < one.high - one.low
     flipped = bootstrap_difference("nrmse", y, worse, pred, subjects, n=300)
     assert (flipped.low, flipped.high) == pytest.approx((-high, -low))
+
+
+def test_each_side_of_a_difference_has_its_own_rows_of_the_same_subjects() -> None:
+    y, a, subjects = example("regression", n=60)
+    b, order = a + 0.3, np.random.default_rng(0).permutation(120)
+    rmse = get_metric("rmse")
+    twice = Scored(rmse, np.tile(y, 2)[order], np.tile(b, (2, 1))[order], np.tile(subjects, 2)[order])
+    found = difference_of(Scored(rmse, y, a, subjects), twice, n=100)
+    assert found == pytest.approx(bootstrap_difference("rmse", y, a, b, subjects, n=100))
+    with pytest.raises(ValueError, match="the same subjects on both sides"):
+        difference_of(
+            Scored(rmse, y, a, subjects), Scored(rmse, y[1:], b[1:], np.array(subjects[1:], dtype="U9") + "x")
+        )
 
 
 @given(

@@ -98,6 +98,22 @@ def test_other_folds_are_a_warning_and_only_subjects_that_both_predict_are_paire
     assert found.differences[0][0].subjects == len(both) < 24 - len(a.folds.held_out)
 
 
+def test_scores_of_runs_with_other_folds_are_those_of_status(repeated, tmp_path):
+    """AUC is within folds: of pairs that share a fold in both runs, either run would have another score."""
+    runs = []
+    for n_folds in (3, 4):
+        run = make_run(tmp_path / str(n_folds), repeated.windows, n_folds=n_folds, data=str(repeated.windows.where))
+        run.add_trial(0, tiny(epochs=1))
+        run_trial(run, repeated.windows, 0)
+        fit_ensemble(run, windows=repeated.windows, method="best").save()
+        runs.append(run)
+    found = compare_runs(runs)
+    assert [condition.same for condition in found.conditions[0]][:2] == [True, False]
+    best, ensemble, _ = found.differences[0]
+    assert best.scores == pytest.approx([run.ranked()[0].score for run in runs])
+    assert ensemble.scores == pytest.approx([Ensemble.load(run).table.loc["ensemble", "oof"] for run in runs])
+
+
 def test_other_data_is_paired_where_windows_are_the_same(store, tmp_path):
     louder = ToyWindows(subjects=24, each=5)
     louder.x = louder.x * 2
@@ -210,19 +226,20 @@ def test_repeats_of_folds_are_paired_with_those_of_the_other_run(repeated, store
     once.add_trial(0, tiny(epochs=1))
     run_trial(once, repeated.windows, 0)
     found = compare_runs([runs[0], once])
-    assert found.conditions[0][1].text.endswith("out of fold, the first 1 repeat(s) are compared")
+    assert found.conditions[0][1].text.endswith("; the scores out of fold are over all repeats of each")
     assert found.differences[0][0].subjects == only.subjects
+    assert found.differences[0][0].scores == pytest.approx([run.ranked()[0].score for run in (runs[0], once)])
 
 
 def test_the_interval_of_a_difference_has_its_digits():
-    pair = PairedDifference(BEST_TRIAL, (0.8, 0.8004), 0.0004, 0.0001, 0.0008, 8, 8, 0, 0)
+    pair = PairedDifference(BEST_TRIAL, (0.8, 0.8004), 0.0004, 0.0001, 0.0008, 8, 8, 0, 0, (8, 8), (0, 0))
     ((line, _),) = _difference_lines([pair], "auc")
     assert "difference +0.0004 (95 % interval +0.0001 to +0.0008;" in line
 
 
 @pytest.mark.parametrize(("units", "said"), [(5, "fewer than 6 subjects in both"), (8, "the interval is undefined")])
 def test_a_difference_without_an_interval_says_so(units, said):
-    pair = PairedDifference(BEST_TRIAL, (0.8, 0.9), 0.1, np.nan, np.nan, units, units, 0, 0)
+    pair = PairedDifference(BEST_TRIAL, (0.8, 0.9), 0.1, np.nan, np.nan, units, units, 0, 0, (units, units), (0, 0))
     ((line, _),) = _difference_lines([pair], "auc")
     assert "difference +0.1000 (no interval;" in line and "nan" not in line
     assert line.endswith(f"not compared: {said}")
