@@ -132,6 +132,24 @@ def calibrate_across(like: MemberPredictions, p_NK: Array) -> tuple[Floats, Floa
     return out_NK, weights_NK
 
 
+def calibrate_nested(like: MemberPredictions, nested: Array) -> tuple[Array, Floats | None]:
+    """Return predictions (N, outputs) as a nested score reads them, and the weights of classes (N, K) that decide.
+
+    Groups' calibrations would shift their probabilities against each other, so for a metric that reads the order only,
+    and for values, predictions stay as they are, without weights.
+
+    Parameters
+    ----------
+    like
+        Predictions of any members for the same windows.
+    nested
+        Predictions of subjects that no network was trained on.
+    """
+    if like.kind == "regression" or get_metric(like.metric).reads == "order":
+        return nested, None
+    return calibrate_across(like, nested)
+
+
 def scored_rows(like: MemberPredictions, nested: Array, level: Level | None = None) -> ScoredRows:
     """Return nested predictions (N, outputs) as the score table scores them: calibrated, of people, classes decided.
 
@@ -144,11 +162,10 @@ def scored_rows(like: MemberPredictions, nested: Array, level: Level | None = No
     level
         None for that of `like`.
     """
-    level, reads, weights_NK = level or like.level, get_metric(like.metric).reads, None
-    if like.kind == "classification" and reads != "order":
-        nested, weights_NK = calibrate_across(like, nested)
+    level = level or like.level
+    nested, weights_NK = calibrate_nested(like, nested)
     rows = rows_at_level(level, like.targets, like.subjects, like.folds, nested)
-    if reads != "classes" or weights_NK is None:
+    if get_metric(like.metric).reads != "classes" or weights_NK is None:
         return rows
     first = people_rows(like.subjects, like.folds)[0] if level == "person" else slice(None)
     return rows._replace(predictions=decide(rows.predictions, weights_NK[first]))

@@ -12,7 +12,7 @@ from raypipe.core.folds import Index
 from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
 from raypipe.ensembles.baselines import Baseline
-from raypipe.ensembles.calibration import Calibration, calibrate_across, fit_rows
+from raypipe.ensembles.calibration import Calibration, calibrate_nested, fit_rows
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.choice import FittedMethods
 from raypipe.ensembles.inference import combine_by_fold, predict_members, predict_one_per_fold
@@ -171,12 +171,11 @@ def calibrate_rows(
 def _calibrated(like: MemberPredictions, row: RowPredictions, calibration: Calibration) -> RowPredictions:
     """Return a row after calibration.
 
-    Groups' calibrations would shift nested probabilities against each other, so a metric that reads the order only has
-    those of one scale. Its out-of-fold ones are the same then: means of people would differ by calibration alone.
+    A metric that reads the order only has nested probabilities that are not calibrated (`calibrate_nested`). Its
+    out-of-fold ones are the same then: means of people would differ by calibration alone.
     """
-    oof, nested, weights = row.oof, row.nested, None
-    if get_metric(like.metric).reads != "order":
-        oof = None if oof is None else calibration(oof)
-        if nested is not None:
-            nested, weights = calibrate_across(like, nested)
+    oof = row.oof
+    if oof is not None and get_metric(like.metric).reads != "order":
+        oof = calibration(oof)
+    nested, weights = (None, None) if row.nested is None else calibrate_nested(like, row.nested)
     return RowPredictions(calibration(row.held_out), oof, nested, np.array(calibration.decision_weights), weights)

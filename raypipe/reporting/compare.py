@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,10 @@ from raypipe.core.parameters import flatten
 from raypipe.data.named_stores import window_keys
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.calibration import calibrate_nested
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.inference import weighted_mean
-from raypipe.ensembles.oof import read_oof_predictions
+from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
 from raypipe.ensembles.scores import EvaluationSet
 from raypipe.reporting.pairing import PairedDifference, Predictions, paired_difference
 from raypipe.reporting.trial_table import trials_table
@@ -30,6 +32,12 @@ from raypipe.storage.run_store import RunStore
 BEST_TRIAL = "best trial, out of fold"
 ENSEMBLE_OOF = "ensemble, out of fold (its weights were fitted on these subjects)"
 ENSEMBLE_HELD_OUT = "ensemble, held-out subjects"
+OPTIMISTIC = "Out-of-fold scores of best trials are optimistic, more so in runs of more trials."
+_NOTES_OF_CLASSES = {
+    "classes": ["Out of fold, weights chosen on other subjects decide between classes; status has the most probable."],
+    "probabilities": ["Out of fold, probabilities are calibrated on other subjects; in status they are the networks'."],
+}
+"""By what the metric reads, how out-of-fold scores differ from those that trials are ranked by."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ class Comparison:
     cost: pd.DataFrame
     """A row for each run: ``trials``, ``complete``, ``pruned``, ``failed``, ``epochs``, ``worker_seconds`` (training
     and predicting, summed over folds), ``driven_seconds`` (time that drivers ran), ``best_trial`` (its number)."""
+    notes: list[str] = field(default_factory=list)
+    """How to read the scores."""
 
 
 def compare_runs(runs: Sequence[RunStore]) -> Comparison:
@@ -91,6 +101,7 @@ def compare_runs(runs: Sequence[RunStore]) -> Comparison:
         differences=[_differences(first.info.metric, predictions[0], other) for other in predictions[1:]],
         parameters=_changed_parameters(runs, names),
         cost=pd.DataFrame([_cost(run) for run in runs], index=pd.Index(names, name="run")),
+        notes=[OPTIMISTIC, *_NOTES_OF_CLASSES.get(get_metric(first.info.metric).reads, [])],
     )
 
 
@@ -142,31 +153,28 @@ def _open_stores(runs: Sequence[RunStore]) -> list[WindowStore]:
 def _predictions(run: RunStore, windows: WindowStore) -> dict[str, Predictions]:
     """Return a run's predictions by predictor: its best trial and, where there is one, its ensemble."""
     keys = window_keys(windows)
-    best = run.ranked()[0].number
-    members = read_oof_predictions(run, [Member(best)], windows.subjects, windows.targets)
-    side = EvaluationSet(members.targets, members.subjects, members.folds, members.groups, cross_validated=True)
-    found = {BEST_TRIAL: Predictions(keys[members.windows], side, members.predictions[0], level=run.info.level)}
+    best = read_oof_predictions(run, [Member(run.ranked()[0].number)], windows.subjects, windows.targets)
+    found = {BEST_TRIAL: _out_of_fold(keys, best, best.predictions[0])}
     if Ensemble.exists(run):
         ensemble = Ensemble.load(run)
         if ensemble.merged is None:  # a soup's out-of-fold predictions are not those of its members
             members = read_oof_predictions(run, ensemble.members, windows.subjects, windows.targets)
             rule = ensemble.rule
             oof = members.combine(rule) if rule else weighted_mean(members.predictions, ensemble.weights)
-            if ensemble.calibration is not None and get_metric(run.info.metric).reads != "order":
-                oof = ensemble.calibration(oof)  # as the score table has it
-            weights_NK = _weights_of(ensemble, len(oof))
-            found[ENSEMBLE_OOF] = Predictions(keys[members.windows], side, oof, weights_NK, run.info.level)
-        held = ensemble.held_out
-        weights_NK = _weights_of(ensemble, len(held.windows))
+            found[ENSEMBLE_OOF] = _out_of_fold(keys, members, oof)
+        held, weights = ensemble.held_out, ensemble.decision_weights
+        weights_NK = None if weights is None else np.tile(weights, (len(held.windows), 1))
         found[ENSEMBLE_HELD_OUT] = Predictions(
             keys[held.windows], held.evaluation_set, held.predictions, weights_NK, run.info.level
         )
     return found
 
 
-def _weights_of(ensemble: Ensemble, n: int) -> NDArray[np.float64] | None:
-    """Return the weights of classes for n windows (n, K); None for a regression."""
-    return None if ensemble.decision_weights is None else np.tile(ensemble.decision_weights, (n, 1))
+def _out_of_fold(keys: NDArray[np.str_], members: MemberPredictions, oof: NDArray[Any]) -> Predictions:
+    """Return predictions (N, outputs) of search subjects, calibrated and decided as nested ones: by other subjects."""
+    side = EvaluationSet(members.targets, members.subjects, members.folds, members.groups, cross_validated=True)
+    oof, weights_NK = calibrate_nested(members, oof)
+    return Predictions(keys[members.windows], side, oof, weights_NK, members.level)
 
 
 def _differences(metric: str, first: dict[str, Predictions], other: dict[str, Predictions]) -> list[PairedDifference]:

@@ -118,7 +118,8 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
             print_line(console, f"  {condition.text}", None if condition.same else "bold yellow")
         for text, style in _difference_lines(differences, comparison.metric):
             print_line(console, text, style)
-    print_line(console, "Out-of-fold scores of best trials are optimistic, more so in runs of more trials.", "dim")
+    for note in comparison.notes:
+        print_line(console, note, "dim")
     for title, frame in (
         ("parameters of the best trials that differ", comparison.parameters),
         ("cost", comparison.cost),

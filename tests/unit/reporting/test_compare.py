@@ -184,13 +184,34 @@ def test_ensembles_are_compared_on_held_out_subjects(values, tmp_path, capsys):
     assert end.value.code == 0 and "two against one" in out and "same data" in out and ENSEMBLE_HELD_OUT in out
 
 
-def test_classes_are_decided_by_each_ensembles_weights(decided, tmp_path):
+def test_held_out_classes_are_decided_by_each_ensembles_weights(decided, tmp_path):
     other = shutil.copytree(decided, tmp_path / "other")
-    _, oof, found = compare_runs([RunStore.open(decided), RunStore.open(other)]).differences[0]
+    *_, found = compare_runs([RunStore.open(decided), RunStore.open(other)]).differences[0]
     table = Ensemble.load(RunStore.open(decided)).table
-    assert oof.predictor == ENSEMBLE_OOF and oof.scores[0] == pytest.approx(table.loc["ensemble", "oof"])
     assert found.predictor == ENSEMBLE_HELD_OUT and found.difference == 0
     assert found.scores[0] == pytest.approx(table.loc["ensemble", "held_out"])
+
+
+@pytest.mark.parametrize("metric", ["balanced-accuracy", "log-loss", "auc"])
+def test_out_of_fold_best_trial_and_ensemble_follow_the_rule_of_nested_scores(decided, classes, tmp_path, metric):
+    """Of one trial with one epoch, where nothing else is chosen, both have the nested score of the ensemble's table."""
+    run = make_run(tmp_path / "one", classes.windows, data=str(classes.windows.where))
+    run.add_trial(0, tiny(epochs=1, optim__lr=1e-4))
+    run_trial(run, classes.windows, 0)
+    edit_record(run.folder, "run.json", {"metric": metric})
+    run = RunStore.open(run.where)
+    fit_ensemble(run, windows=classes.windows, method="best").save()
+    found = compare_runs([run, run])
+    best, ensemble, _ = found.differences[0]
+    assert (best.predictor, ensemble.predictor) == (BEST_TRIAL, ENSEMBLE_OOF)
+    table = Ensemble.load(run).table
+    assert best.scores == ensemble.scores == pytest.approx([table.loc["best single trial", "nested"]] * 2)
+    naive = table.loc["best single trial", "oof"]
+    assert (best.scores[0] == pytest.approx(naive)) == (metric == "auc"), "its weights were fitted on these people"
+    assert [note.split(",")[0] for note in found.notes] == [
+        "Out-of-fold scores of best trials are optimistic",
+        *(["Out of fold"] if metric != "auc" else []),
+    ]
 
 
 def test_decisions_are_made_after_the_mean_of_each_subject():
