@@ -23,6 +23,8 @@ MAX_RESTARTS = 4
 CLAIM_SECONDS = 60.0
 """Seconds after which a claim expires, in case the death of its worker was not noticed."""
 CLAIM_RETRY_SECONDS = 0.2
+MOVE_SECONDS = 90.0
+"""Seconds without workers after which a group's trial moves to another; one that shrinks needs 30 and a start."""
 
 
 @dataclass
@@ -41,6 +43,10 @@ class _Group:
     """Results by epoch and fold."""
     restarts: int = 0
     ranks: set[int] = field(default_factory=set)
+    running: bool = False
+    """Whether a worker has joined since the last death or start."""
+    stopped: float = 0.0
+    """Since when it has not been running, by the monotonic clock."""
     starts: int = 0
     epochs: int = 0
     """Epochs that were scored since the last start."""
@@ -59,6 +65,11 @@ class _Group:
     def open_job(self, seen: int) -> TrialJob | None:
         """Return the job if it is newer than `seen` and has not ended."""
         return self.job if self.job is not None and self.job.seq > seen and not self.is_over(self.job.seq) else None
+
+    def stop_running(self) -> None:
+        """Record that the workers are dead or not yet started."""
+        if self.running:
+            self.running, self.stopped = False, time.monotonic()
 
     async def notify(self) -> None:
         """Wake up all calls that wait for a change of the group."""
@@ -93,7 +104,7 @@ class Broker:
 
     async def open_group(self, name: str) -> None:
         """Add a worker group."""
-        self._groups[name] = _Group()
+        self._groups[name] = _Group(stopped=time.monotonic())
 
     async def close_group(self, name: str) -> None:
         """Remove a worker group."""
@@ -114,6 +125,7 @@ class Broker:
         group = self._groups.get(name)
         if group is None:
             return None
+        group.stop_running()
         number, epochs = group.starts, group.epochs
         group.starts, group.epochs = number + 1, 0
         return number, epochs, group.open_job(0) is None
@@ -149,6 +161,8 @@ class Broker:
         """Record the death of a worker and, if its trial caused it, the failure; return the job if there is one."""
         self._drop_claims(name)
         group = self._groups.get(name)
+        if group is not None:
+            group.stop_running()
         if group is None or group.job is None or group.is_over(group.job.seq):
             return None
         if failure is not None:
@@ -165,10 +179,11 @@ class Broker:
     async def acquire(self, owner: bytes, dead: Sequence[bytes] = ()) -> str | None:
         """Give an actor a worker group that is free or owned by one of the `dead`; return None if there is none.
 
-        One that cannot be kept running is given last: it ends the sweep. Dead owners are passed rather than groups:
-        another actor may have acquired such a group in between.
+        One whose workers run is given first, and one that cannot be kept running last: it ends the sweep. Dead owners
+        are passed rather than groups: another actor may have acquired such a group in between.
         """
-        for name, group in sorted(self._groups.items(), key=lambda item: item[1].broken is not None):
+        order = sorted(self._groups.items(), key=lambda item: (item[1].broken is not None, not item[1].running))
+        for name, group in order:
             if group.owner is None or group.owner in dead:
                 group.owner = owner
                 self._heartbeats[owner] = time.monotonic()
@@ -186,6 +201,35 @@ class Broker:
         if group is not None and group.owner == owner:
             group.owner, group.finished = None, True
             await group.notify()
+
+    async def move(self, name: str, owner: bytes) -> str:
+        """Move an actor's trial to a free group whose workers run, if its own has had none for `MOVE_SECONDS`.
+
+        A machine that was lost for good may have left no place for a group.
+
+        Returns
+        -------
+        str
+            The group that the actor owns now.
+        """
+        group, free = self._groups.get(name), self._free_and_running()
+        if group is None or free is None or group.owner != owner or group.any_failure() is not None:
+            return name
+        job = group.open_job(0)
+        if job is None or group.running or time.monotonic() - group.stopped < MOVE_SECONDS:
+            return name
+        other = self._groups[free]
+        other.owner = owner
+        await self.assign(free, job.run, job.number, group.scored, group.best)
+        other.restarts = group.restarts
+        await self.release(name, owner)
+        return free
+
+    def _free_and_running(self) -> str | None:
+        groups = self._groups.items()
+        return next(
+            (name for name, group in groups if group.owner is None and group.running and not group.broken), None
+        )
 
     async def assign(self, name: str, run: str, number: int, done: int, best: int) -> int:
         """Give the workers a run's trial in place of the previous one; return its sequence number."""
@@ -224,6 +268,7 @@ class Broker:
         group = self._groups.get(name)
         if group is None:
             return
+        group.running = True
         restarted = rank in group.ranks
         group.ranks.add(rank)
         if restarted and rank == 0 and group.job is not None and group.failure is None:

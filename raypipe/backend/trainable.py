@@ -85,6 +85,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
                 found = self._retry(found)
             if found is not None:
                 return found  # type: ignore[no-any-return]
+            self.group = ray.get(self.broker.move.remote(self.group, self.me))
 
     def _retry(self, failure: Failure) -> Failure | None:
         """Assign the trial once more if its failure allows it; otherwise return the failure."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raypipe.backend.broker import MAX_RESTARTS, Broker
+from raypipe.backend.broker import MAX_RESTARTS, MOVE_SECONDS, Broker
 from raypipe.backend.messages import TrialJob
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.failures import Failure
@@ -220,6 +220,100 @@ def test_a_group_that_cannot_be_kept_running_is_acquired_last():
         await broker.open_group("h")
         await broker.mark_broken("g", "no node is left")
         assert [await broker.acquire(actor) for actor in ("one", "two", "three")] == ["h", "g", None]
+
+    run(scenario)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The broker's time, which passes where a test says so."""
+    made = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("raypipe.backend.broker.time", SimpleNamespace(monotonic=lambda: made.now))
+    return made
+
+
+def test_a_trial_whose_group_has_no_workers_moves_to_a_free_group_that_has(clock):
+    """A machine that was lost for good may have left no place for the group."""
+
+    async def scenario(broker):
+        await broker.open_group("h")
+        assert [await broker.acquire(actor) for actor in ("one", "two")] == ["g", "h"]
+        seq = await broker.assign("g", "run", 7, 0, 0)
+        await broker.assign("h", "run", 8, 0, 0)
+        for name in ("g", "h"):
+            await broker.join(name, 0)
+        await broker.mark_scored("g", 3, 2, False)
+        clock.now += 10 * MOVE_SECONDS
+        await broker.mark_scored("h", 5, 5, True)
+        await broker.release("h", "two")
+        assert await broker.move("g", "one") == "g", "its workers run"
+        await broker.report_worker_death("g")
+        clock.now += MOVE_SECONDS - 1
+        await broker.report_worker_death("g")
+        assert await broker.move("g", "one") == "g", "they may start again"
+        clock.now += 1
+        assert await broker.move("g", "another") == "g"
+        assert await broker.move("gone", "one") == "gone"
+        waiting = asyncio.create_task(broker.next_job("h", 1))
+        assert await pending(waiting)
+        assert await broker.move("g", "one") == "h"
+        assert await waiting == TrialJob(2, "run", 7, 3), "from the epoch after the last that was scored"
+        assert await broker.report_epoch("h", 2, 4, {0: outcome()}) == Reply(True, 2)
+        assert await broker.is_over("g", seq)
+        assert await broker.owners() == {"g": None, "h": "one"}
+        assert await broker.move("h", "one") == "h"
+
+    run(scenario)
+
+
+def test_no_trial_moves_to_a_group_that_is_owned_broken_or_has_no_workers(clock):
+    async def scenario(broker):
+        await broker.open_group("h")
+        await broker.acquire("one")
+        await broker.assign("g", "run", 7, 0, 0)
+        clock.now += MOVE_SECONDS
+        assert await broker.move("g", "one") == "g", "no worker of the other has started"
+        await broker.join("h", 0)
+        await broker.begin_start("h")
+        assert await broker.move("g", "one") == "g", "its controller has died"
+        await broker.join("h", 0)
+        await broker.mark_broken("h", "no node is left")
+        assert await broker.move("g", "one") == "g"
+        await broker.open_group("i")
+        assert await broker.acquire("two") == "i"
+        await broker.join("i", 0)
+        assert await broker.move("g", "one") == "g"
+        await broker.release("i", "two")
+        assert await broker.move("g", "one") == "i", "a group that has never started loses its trial too"
+
+    run(scenario)
+
+
+def test_deaths_in_an_epoch_count_in_whatever_group(clock):
+    """A trial that kills its workers would move without end."""
+
+    async def scenario(broker):
+        await broker.open_group("h")
+        await broker.acquire("one")
+        await broker.join("h", 0)
+        await broker.assign("g", "run", 7, 0, 0)
+        for _ in range(MAX_RESTARTS):
+            await broker.join("g", 0)
+        await broker.report_worker_death("g")
+        clock.now += MOVE_SECONDS
+        assert await broker.move("g", "one") == "h"
+        assert await broker.collect("h", 1, 1, 0.0) is None
+        await broker.join("h", 0)
+        assert (await broker.collect("h", 1, 1, 0.0)).kind == "lost-worker"
+
+    run(scenario)
+
+
+def test_a_group_whose_workers_run_is_acquired_first():
+    async def scenario(broker):
+        await broker.open_group("h")
+        await broker.join("h", 0)
+        assert [await broker.acquire(actor) for actor in ("one", "two")] == ["h", "g"]
 
     run(scenario)
 

@@ -45,15 +45,17 @@ def actor(tmp_path, monkeypatch):
     monkeypatch.setattr("raypipe.backend.trainable.ray.get", loop.run_until_complete)
     loop.run_until_complete(broker.open_group("group-0"))
     made = TrialTrainable.__new__(TrialTrainable)
-    made.broker, made.group = Remote(broker), "group-0"
+    made.broker, made.me = Remote(broker), b"me"
+    made.group = loop.run_until_complete(broker.acquire(made.me))
     made.run, made.windows = run, windows
     made._begin_trial({"number": 0})
     runner = FoldRunner(run, WindowLoader(windows), 0, range(3))
 
-    def post(epoch: int) -> None:
-        broker._groups["group-0"].outcomes[epoch] = runner._epoch(epoch, lambda: False)[0]
+    def post(epoch: int, group: str = "group-0") -> None:
+        broker._groups[group].outcomes[epoch] = runner._epoch(epoch, lambda: False)[0]
 
     made.post = post
+    made.call = lambda name, *given: loop.run_until_complete(getattr(broker, name)(*given))
     made.fail = lambda failure: loop.run_until_complete(
         broker.report_failure("group-0", broker._groups["group-0"].job.seq, failure)
     )
@@ -78,6 +80,24 @@ def test_a_trial_out_of_memory_is_assigned_once_more_and_continues(actor, monkey
     assert (report["epoch"], report["over"], "failure" in report) == (2, False, False)
     assert (actor.job().seq, actor.job().number, actor.job().done) == (before.seq + 1, 0, 1)
     assert read_retry(actor.run, 0).micro_batch == 4
+
+
+def test_an_actor_follows_its_trial_to_another_group(actor, monkeypatch):
+    monkeypatch.setattr("raypipe.backend.broker.MOVE_SECONDS", 0.0)
+    monkeypatch.setattr("raypipe.backend.trainable.COLLECT_SECONDS", 0.01)
+    actor.call("open_group", "group-1")
+    actor.call("join", "group-1", 0)
+    move = actor.broker._broker.move
+
+    async def then_post(*given):
+        found = await move(*given)
+        actor.post(1, found)
+        return found
+
+    monkeypatch.setattr(actor.broker._broker, "move", then_post)
+    assert actor.step()["epoch"] == 1
+    assert actor.group == "group-1"
+    assert actor.call("owners") == {"group-0": None, "group-1": actor.me}
 
 
 def test_a_second_out_of_memory_error_fails_the_trial(actor):
