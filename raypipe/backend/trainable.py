@@ -103,7 +103,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         report: dict[str, Any] = {
             "number": evaluator.number,
             "epoch": evaluator.done,
-            "score": latest.score if latest else float("nan"),
+            "score": float("nan") if latest is None or latest.score is None else latest.score,
             "folds": latest.fold_scores if latest else [],
             "done": done,
             "over": done,  # Tune sets `done` itself where it stops a trial

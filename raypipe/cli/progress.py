@@ -137,7 +137,7 @@ def _row(number: int, trial: RunningTrial) -> list[RenderableType]:
         str(number),
         f"{trial.epoch}/{trial.config.epochs}" if trial.epoch else "starting",
         ProgressBar(total=1.0, completed=trial.done, width=8),
-        "" if trial.score is None else f"{trial.score:.4f}",
+        "" if trial.score is None else "-" if math.isnan(trial.score) else f"{trial.score:.4f}",
         "" if trial.best is None else f"{trial.best:.4f}",
         _folds(trial.fold_scores),
         "" if pace is None else f"{pace:.1f}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from raypipe.core.errors import UserError
+from raypipe.core.own_metrics import shown_metric
 from raypipe.core.progress import Progress
 from raypipe.data.splits import audit_subjects
 from raypipe.data.window_store import WindowStore
@@ -124,6 +125,11 @@ def best_trials(run: RunStore, results: Sequence[TrialResult], top: int) -> list
 def _no_trial(run: RunStore, results: Sequence[TrialResult]) -> str:
     states = [result.state for result in results]
     counts = f"{len(run.numbers())} started, {states.count('failed')} failed, {states.count('pruned')} were pruned"
+    if undefined := sum(result.score is None for result in results if result.state in ("complete", "stopped")):
+        return (
+            f"{run.where}: {shown_metric(run.info.metric)} is undefined for all epochs of the {undefined} trial(s) "
+            "that have ended, so there is nothing to combine; use another --metric in a new run"
+        )
     if states.count("failed"):
         hint = f"see why with: raypipe status {shell_quoted(run.where)}"
     else:

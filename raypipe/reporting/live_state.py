@@ -28,7 +28,7 @@ class LiveReader:
     def __init__(self, run: RunStore) -> None:
         self.run = run
         self._ended: dict[int, ReadTrial] = {}
-        self._curves: dict[int, list[float]] = {}
+        self._curves: dict[int, list[float | None]] = {}
 
     def read(self) -> dict[str, Any]:
         """Return the state.
@@ -88,8 +88,8 @@ class LiveReader:
             "curve": self._curve(row) if curve else [],
         }
 
-    def _curve(self, row: TrialRow) -> list[float]:
-        """Return a trial's score after each epoch."""
+    def _curve(self, row: TrialRow) -> list[float | None]:
+        """Return a trial's score after each epoch; None where it is undefined."""
         if row.number in self._curves:
             return self._curves[row.number]
         scores = [epoch.score for epoch in self.run.history(row.number)] if row.total else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -150,7 +151,7 @@ class PrintProgress(SweepCallback):
     def best(self) -> str:
         """Return the best score so far and the score without EEG, in words."""
         best, baseline = self.state.best, self.state.baseline
-        known = f"without EEG {baseline:.4f}" if baseline is not None else ""
+        known = f"without EEG {baseline:.4f}" if baseline is not None and not math.isnan(baseline) else ""
         if best is None:
             return known
         return f"best {best[0]:.4f} (trial {best[1]}{'; ' + known if known else ''})"
@@ -164,4 +165,6 @@ def chosen_parameters(config: TrialConfig) -> str:
 def _epoch_and_score(trial: RunningTrial) -> str:
     if trial.score is None:
         return "starting"
+    if math.isnan(trial.score):
+        return f"epoch {trial.epoch}/{trial.config.epochs}, score undefined"
     return f"epoch {trial.epoch}/{trial.config.epochs}, score {trial.score:.4f}"

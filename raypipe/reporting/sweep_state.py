@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -104,7 +105,7 @@ class SweepState(SweepCallback):
             trial.first_epoch_at, trial.resumed_after = now, epoch - 1
         self.epochs += max(0, epoch - max(trial.epoch, trial.resumed_after))
         trial.updated, trial.epoch, trial.score, trial.fold_scores = now, epoch, score, fold_scores
-        if trial.best is None or self.better(score, trial.best):
+        if self.better(score, math.nan if trial.best is None else trial.best):
             trial.best = score
 
     def on_trial_settled(self, result: TrialResult) -> None:

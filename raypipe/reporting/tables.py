@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from raypipe.reporting.compare import Comparison
     from raypipe.reporting.pairing import PairedDifference
-    from raypipe.reporting.status import Status
+    from raypipe.reporting.status import Status, TrialRow
 
 LEFT_ALIGNED = {"state", "model", "reason", "failure"}
 """Columns of text."""
@@ -74,13 +74,19 @@ def _status_table(status: Status) -> Table:
             str(row.number),
             row.state,
             *[_text(row.model) for _ in models],
-            "" if row.score is None else f"{row.score:.4f}",
+            _score(row),
             str(row.best_epoch or ""),
             f"{row.epochs}/{row.total}" if row.total else "",
             format_duration(row.seconds) if row.epochs else "",
             "" if row.state == "complete" else _text(row.reason),
         )
     return table
+
+
+def _score(row: TrialRow) -> str:
+    if row.score is None:
+        return "undefined" if row.epochs else ""
+    return f"{row.score:.4f}"
 
 
 def _counts(status: Status) -> str:

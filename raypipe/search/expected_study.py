@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from raypipe.core.metrics import Direction
 from raypipe.search.distributions import pack_distributions, unpack_distributions
 from raypipe.search.optuna_compat import FIXED_PARAMS, enqueued_params
 from raypipe.search.points import read_points
@@ -152,7 +154,7 @@ class ExpectedStudy:
         """
         if trial.state not in _KEPT_ENDS or one.record is None or not _same_parameters(trial, one):
             return False
-        steps = reported(one.history, one.record.config)
+        steps = reported(one.history, one.record.config, self.run.info.direction)
         if not _begins(steps, trial.intermediate_values):
             return False
         if (stop := trial.user_attrs.get(STOPPED_AT)) and len(one.history) < stop["epochs"]:
@@ -160,7 +162,9 @@ class ExpectedStudy:
         if not stop and len(steps) < len(trial.intermediate_values):
             return True
         best = best_epoch(one.history, self.run.info.direction)
-        value = best.score if best and trial.state == TrialState.COMPLETE else _last(steps)
+        value = _last(steps)
+        if best and trial.state == TrialState.COMPLETE:
+            value = study_value(best.score, self.run.info.direction)
         return one.has_predictions and trial.value == value
 
     def trains_again(self, number: int, trial: FrozenTrial) -> bool:
@@ -206,8 +210,10 @@ class ExpectedStudy:
     def _recorded(self, number: int, one: TrialRecords) -> FrozenTrial:
         """Return a trial as its records say."""
         state = STUDY_STATES[one.result.state] if one.result else TrialState.RUNNING
-        steps = reported(one.history, one.record.config if one.record else None)
-        value = one.result.score if one.result and state == TrialState.COMPLETE else None
+        steps = reported(one.history, one.record.config if one.record else None, self.run.info.direction)
+        value = None
+        if one.result and state == TrialState.COMPLETE:
+            value = study_value(one.result.score, self.run.info.direction)
         if state == TrialState.PRUNED:
             value = _last(steps)  # as Optuna has it
         trial = create_trial(
@@ -237,7 +243,14 @@ class ExpectedStudy:
         return {FIXED_PARAMS: {}} if number in self.reruns else {}
 
 
-def reported(history: list[Epoch], config: TrialConfig | None) -> dict[int, float]:
+def study_value(score: float | None, direction: Direction) -> float:
+    """Return a score as the study has it: worse than any number where it is undefined, since Optuna refuses NaN."""
+    if score is None:
+        return math.inf if direction == "minimize" else -math.inf
+    return score
+
+
+def reported(history: list[Epoch], config: TrialConfig | None, direction: Direction) -> dict[int, float]:
     """Return the scores that the study has of a trial, by passes: with a cyclic learning rate, of the ends of cycles.
 
     Within a cycle the learning rate is high, and the score does not show the trial's quality. A model that is fitted in
@@ -246,7 +259,7 @@ def reported(history: list[Epoch], config: TrialConfig | None) -> dict[int, floa
     if config is not None and config.model.closed_form:
         return {}
     ends = config.cycle_ends if config is not None else []
-    return {epoch.passes: epoch.score for epoch in history if not ends or epoch.epoch in ends}
+    return {e.passes: study_value(e.score, direction) for e in history if not ends or e.epoch in ends}
 
 
 def stopped_at(ended: TrialResult) -> dict[str, Any]:

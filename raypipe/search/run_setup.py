@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
-from raypipe.core.levels import level_of
+from raypipe.core.levels import level_of, ranking_score
 from raypipe.core.metrics import get_metric
 from raypipe.core.options import SweepOptions
+from raypipe.core.outputs import as_columns
 from raypipe.core.own_metrics import shown_metric
 from raypipe.core.search_space import SearchSpace
 from raypipe.core.versions import package_versions
@@ -91,9 +94,29 @@ def check_new_run(
         _require_one_shape(windows)
     folds = folds_of(windows, options.folds, options.held_out, options.seed, options.repeats)
     audit_subjects(windows, folds)
+    _require_scores(windows, folds, metric_of(options, windows))
     for line in check_space(space, windows, folds):
         warn(line)
     return folds
+
+
+def _require_scores(windows: WindowStore, folds: FoldMap, metric: str) -> None:
+    """Check that the search subjects can have a score.
+
+    Raises
+    ------
+    UserError
+        The metric is undefined even where every target is predicted right: no trial would be ranked.
+    """
+    index, fold_N = folds.predicted_rows(windows.subjects)
+    y, level, k = windows.targets[index], level_of(windows.subjects, windows.targets), len(windows.classes)
+    right = 0.98 * np.eye(k)[y] + 0.02 / k if k else as_columns(y)
+    if np.isnan(ranking_score(metric, level, y, right, windows.subjects[index], fold_N)):
+        lacking = "a class is missing among them" if k else "their targets are all equal"
+        raise UserError(
+            f"--metric {shown_metric(metric)}: it is undefined for the search subjects, even where every target is "
+            f"predicted right ({lacking}?); hold out other subjects, or use another metric"
+        )
 
 
 def _require_one_shape(windows: WindowStore) -> None:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import LostCheckpointError, StorageError, UserError
 from raypipe.search.distributions import pack_distributions
-from raypipe.search.expected_study import STOPPED_AT, STUDY_STATES, reported, stopped_at
+from raypipe.search.expected_study import STOPPED_AT, STUDY_STATES, reported, stopped_at, study_value
 from raypipe.search.optuna_compat import enqueued_params, open_trial, start_trial
 from raypipe.search.points import enqueue_missing, enqueue_point
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
@@ -227,7 +227,7 @@ class StudyQueue:
         handle = open_trial(self.study, trial)
         if number not in self._configs:
             self._configs[number] = self.run.config(number)
-        for passes, value in reported(history, self._configs[number]).items():
+        for passes, value in reported(history, self._configs[number], self.run.info.direction).items():
             if not trial.state.is_finished() and passes not in trial.intermediate_values:
                 handle.report(value, passes)
         return trial, history
@@ -290,4 +290,5 @@ class StudyQueue:
         state = STUDY_STATES[ended.state]
         for name, value in stopped_at(ended).items():
             open_trial(self.study, self._trial(ended.number)).set_user_attr(name, value)
-        self.study.tell(ended.number, ended.score if state == TrialState.COMPLETE else None, state=state)
+        value = study_value(ended.score, self.run.info.direction) if state == TrialState.COMPLETE else None
+        self.study.tell(ended.number, value, state=state)

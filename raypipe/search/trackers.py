@@ -108,7 +108,7 @@ class MLflow:
             found = self._client.search_runs([self._experiment], f"tags.`raypipe.trial` = '{tag}'", max_results=1)
             if found:
                 run_id = found[0].info.run_id
-                logged = max((metric.step for metric in self._client.get_metric_history(run_id, "score")), default=0)
+                logged = max((metric.step for metric in self._client.get_metric_history(run_id, "loss")), default=0)
                 self._ids[number] = run_id, logged
             else:
                 self._ids[number] = self._create(number, tag), 0
@@ -197,9 +197,10 @@ TRACKERS: dict[str, tuple[Callable[[RunStore], Tracker], str]] = {
 
 
 def scalars(epoch: Epoch) -> dict[str, float]:
-    """Return an epoch's numbers by name."""
+    """Return an epoch's numbers by name, without scores that are undefined."""
     folds = {f"fold/{k}": s for k, s in enumerate(epoch.fold_scores) if s is not None}
-    return {"score": epoch.score, "loss": sum(epoch.losses) / len(epoch.losses), **folds}
+    score = {} if epoch.score is None else {"score": epoch.score}
+    return {**score, "loss": sum(epoch.losses) / len(epoch.losses), **folds}
 
 
 def label(run: RunStore) -> str:

@@ -150,13 +150,14 @@ def _translate(old: RunStore, result: TrialResult, space: SearchSpace, stores: M
             space(point)
     except Warning as warning:
         raise UserError(str(warning)) from None
+    steps = {e.passes: e.score for e in old.history(result.number) if e.score is not None}
     return WarmTrial(
         number=result.number,
         state="complete" if result.state == "complete" else "pruned",
         score=result.score or 0.0,
         params=point.params,
         distributions=pack_distributions(point.distributions),
-        steps={} if config.model.closed_form else {e.passes: e.score for e in old.history(result.number)},
+        steps={} if config.model.closed_form else steps,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -104,8 +105,10 @@ class Epoch(FrozenModel):
     passes: int
     """Forward and backward passes over the training windows so far (SAM: two per epoch). Successive halving counts
     these."""
-    score: float
-    """Ranking score of the out-of-fold predictions of this epoch (`raypipe.core.levels.ranking_score`)."""
+    score: float | None
+    """Ranking score of the out-of-fold predictions of this epoch (`raypipe.core.levels.ranking_score`).
+
+    None where it is undefined."""
     fold_scores: list[float | None]
     """Score of each fold; None where it is undefined (AUC of one class)."""
     losses: list[float]
@@ -165,7 +168,7 @@ class TrialResult(OwnedRecord):
     number: int
     state: State
     score: float | None
-    """Score over all folds at the best epoch; None where no epoch was finished."""
+    """Score over all folds at the best epoch; None where no epoch was finished, or the score of each is undefined."""
     best_epoch: int
     epochs: int
     seconds: float
@@ -302,7 +305,7 @@ def describe_other_folder(folder: Folder) -> str | None:
 
 
 def best_epoch(history: Sequence[Epoch], direction: Direction) -> Epoch | None:
-    """Return the epoch with the best score over all folds; of equal scores, the first.
+    """Return the epoch with the best score over all folds; of equal scores, the first. Undefined scores come last.
 
     Return the latest epoch where folds choose their own epochs, and None for an empty history.
     """
@@ -310,7 +313,8 @@ def best_epoch(history: Sequence[Epoch], direction: Direction) -> Epoch | None:
         return None
     if history[-1].by_fold:
         return history[-1]
-    return min(history, key=lambda e: e.score if direction == "minimize" else -e.score)
+    sign = 1.0 if direction == "minimize" else -1.0
+    return min(history, key=lambda epoch: math.inf if epoch.score is None else sign * epoch.score)
 
 
 def digest(data: bytes) -> str:

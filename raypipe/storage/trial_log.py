@@ -161,7 +161,8 @@ def _read_entries(folder: Folder, number: int, *, epochs: bool = True) -> list[L
 def _epoch_entry(epoch: Epoch) -> LogEntry:
     folds = " ".join("-" if score is None else f"{score:.4f}" for score in epoch.fold_scores)
     stamp = _stamp(datetime.fromtimestamp(epoch.finished, UTC))
-    text = f"score {epoch.score:.4f} (folds {folds}), {epoch.seconds:.1f} s of workers"
+    score = "undefined" if epoch.score is None else f"{epoch.score:.4f}"
+    text = f"score {score} (folds {folds}), {epoch.seconds:.1f} s of workers"
     return LogEntry(stamp, f"epoch {epoch.epoch}", text)
 
 

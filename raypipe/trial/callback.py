@@ -108,7 +108,7 @@ class SweepCallback:
     def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
         """Called when a trial has been scored after an epoch.
 
-        A trial that fails before its first epoch reports epoch 0 and a NaN score.
+        The score is NaN where it is undefined. A trial that fails before its first epoch reports epoch 0 and NaN.
         """
 
     def on_trial_end(self, result: TrialResult) -> None:

@@ -80,7 +80,7 @@ class TrialEvaluator:
         Raises
         ------
         NonFiniteError
-            The score is not finite.
+            Predictions are not finite.
         RuntimeError
             An epoch or a fold is missing.
         """
@@ -89,13 +89,13 @@ class TrialEvaluator:
         if epoch != self.done + 1 or sorted(outcomes) != list(range(len(self.validation))):
             raise RuntimeError(f"epoch {epoch} with folds {sorted(outcomes)} after epoch {self.done}")
         parts = [outcomes[fold] for fold in range(len(self.validation))]
-        pooled = self._score_over_folds(parts)
-        if not np.isfinite(pooled):
-            raise NonFiniteError(f"epoch {epoch}: the score over all folds is not finite")
+        for fold, part in enumerate(parts):
+            if not np.isfinite(part.predictions).all():
+                raise NonFiniteError(f"fold {fold}, epoch {epoch}: the predictions are not finite")
         record = Epoch(
             epoch=epoch,
             passes=int(epoch * self.config.passes),
-            score=pooled,
+            score=self._score_over_folds(parts),
             fold_scores=[self._fold_score(fold, part.predictions) for fold, part in enumerate(parts)],
             losses=[part.loss for part in parts],
             seconds=sum(part.seconds for part in parts),
@@ -108,7 +108,7 @@ class TrialEvaluator:
         self.run.write_history(self.number, self.history)
         return record
 
-    def _score_over_folds(self, parts: Sequence[FoldEpoch]) -> float:
+    def _score_over_folds(self, parts: Sequence[FoldEpoch]) -> float | None:
         folds = np.repeat(np.arange(len(parts)), [len(index) for index in self.validation])
         return self._score(np.concatenate(self.validation), np.concatenate([part.predictions for part in parts]), folds)
 
@@ -121,12 +121,14 @@ class TrialEvaluator:
         return self.run.write_epoch_predictions(self.number, epoch, stored)
 
     def _fold_score(self, fold: int, predictions: NDArray[np.float32]) -> float | None:
-        value = self._score(self.validation[fold], predictions, np.full(len(predictions), fold))
-        return float(value) if np.isfinite(value) else None  # a fold with one class only has no AUC
+        return self._score(self.validation[fold], predictions, np.full(len(predictions), fold))
 
-    def _score(self, index: NDArray[np.int64], predictions: NDArray[np.float32], folds: NDArray[np.int64]) -> float:
+    def _score(
+        self, index: NDArray[np.int64], predictions: NDArray[np.float32], folds: NDArray[np.int64]
+    ) -> float | None:
+        """Return the score of some windows; None where it is undefined, as of a fold with one class only."""
         windows, info = self.windows, self.run.info
-        return ranking_score(
+        value = ranking_score(
             info.metric,
             info.level,
             windows.targets[index],
@@ -134,6 +136,7 @@ class TrialEvaluator:
             windows.subjects[index],
             folds,
         )
+        return float(value) if np.isfinite(value) else None
 
 
 def _row_order(run: RunStore, validation: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

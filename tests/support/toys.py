@@ -73,7 +73,7 @@ def write_checkpoints(run: RunStore, windows: ToyWindows | WindowStore, number: 
 def add_ended(
     run: RunStore,
     number: int,
-    score: float,
+    score: float | None,
     state: str = "complete",
     epochs: int = 4,
     config: TrialConfig | None = None,

@@ -197,7 +197,14 @@ def learning_curve(
     if known.any():
         low, high = np.nanmin(folds[known], axis=1), np.nanmax(folds[known], axis=1)
         axes.fill_between(np.array(epochs)[known], low, high, color=BLUE, alpha=0.15, lw=0)
-    axes.plot(epochs, [e.score for e in history], color=BLUE, lw=1.6, marker="o" if len(epochs) < 3 else None, ms=4)
+    axes.plot(
+        epochs,
+        np.array([e.score for e in history], dtype=float),
+        color=BLUE,
+        lw=1.6,
+        marker="o" if len(epochs) < 3 else None,
+        ms=4,
+    )
     draw_chance(axes, metric)
     axes.set_title(f"trial {number}", fontsize=9.5)
     axes.set(xlabel="epoch", ylabel=metric_label(metric))

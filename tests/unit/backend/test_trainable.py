@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from raypipe.backend.broker import Broker
@@ -12,6 +13,7 @@ from raypipe.backend.trainable import TrialTrainable, acquire_group
 from raypipe.core.errors import DiskFullError
 from raypipe.storage.trial_log import read_log
 from raypipe.training.loader import WindowLoader
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.evaluator import TrialEvaluator
 from raypipe.trial.failures import Failure, read_retry
 from raypipe.trial.fold_runner import FoldRunner
@@ -131,8 +133,17 @@ def test_a_disk_too_full_to_record_the_retry_stops_the_sweep(actor, monkeypatch)
     assert actor.step()["failure"] == "disk-full"
 
 
-def test_a_nan_score_is_reported_as_non_finite(actor, monkeypatch):
+def test_an_undefined_score_is_reported_as_nan_and_is_no_failure(actor, monkeypatch):
     monkeypatch.setattr("raypipe.trial.evaluator.ranking_score", lambda *_: float("nan"))
+    actor.post(1)
+    report = actor.step()
+    assert np.isnan(report["score"]) and "failure" not in report
+    assert [epoch.score for epoch in TrialEvaluator(actor.run, actor.windows, 0).history] == [None]
+
+
+def test_predictions_that_are_not_finite_are_reported_as_non_finite(actor, monkeypatch):
+    not_finite = lambda self, index: np.full((len(index), 1), np.nan, np.float32)  # noqa: E731
+    monkeypatch.setattr(SupervisedTrainer, "predict", not_finite)
     actor.post(1)
     assert actor.step()["failure"] == "non-finite"
     assert TrialEvaluator(actor.run, actor.windows, 0).history == []

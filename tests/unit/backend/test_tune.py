@@ -7,6 +7,7 @@ import inspect
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -23,6 +24,7 @@ from raypipe.storage.trial_log import read_log
 from raypipe.training import checkpoint
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.evaluator import TrialEvaluator, finish_trial
 from raypipe.trial.fold_runner import FoldRunner
@@ -329,12 +331,14 @@ def test_tune_does_not_finish_while_a_trial_may_come_back(search):
     assert not search._running
 
 
-def test_a_score_that_is_not_finite_is_a_failure(search, monkeypatch):
+def test_predictions_that_are_not_finite_are_a_failure(search, monkeypatch):
     name = "a"
     number = search.suggest(name)["number"]
-    monkeypatch.setattr("raypipe.trial.evaluator.ranking_score", lambda *_: float("nan"))
+    not_finite = lambda self, index: np.full((len(index), 1), np.inf, np.float32)  # noqa: E731
+    monkeypatch.setattr(SupervisedTrainer, "predict", not_finite)
     ended = run_trial(search.queue.run, search.queue.windows, number)
     assert (ended.state, ended.failure, ended.score) == ("failed", "non-finite", None)
+    assert ended.reason == "fold 0, epoch 1: the predictions are not finite"
     result = {"number": number, "epoch": 0, "score": float("nan"), "folds": [], "done": True}
     search.on_trial_complete(name, result | {"failure": ended.failure, "reason": ended.reason})
     assert ends_in_study(search.queue.run) == {number: ["FAIL"]}

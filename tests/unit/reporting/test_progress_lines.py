@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+from dataclasses import replace
 
 from raypipe.reporting.progress_lines import PrintProgress, chosen_parameters
 from raypipe.storage.records import TrialResult
@@ -36,6 +38,17 @@ def test_a_line_per_event_and_a_line_of_progress_at_intervals():
         == "trial 0 complete, score 0.7000 (epoch 3), best 0.7000 (trial 0; without EEG 1.0000), 30 s of workers"
     )
     assert len(lines) == 4
+
+
+def test_an_undefined_score_is_named_and_is_not_the_best():
+    lines, seconds = [], [0.0]
+    progress = PrintProgress(lines.append, every=15, clock=lambda: seconds[0])
+    progress.on_open(replace(OPEN, baseline=math.nan))
+    progress.on_trial_start(0, tiny(epochs=3))
+    for epoch, score in enumerate((0.8, math.nan), start=1):
+        progress.on_epoch(0, epoch, score, [None, None])
+    assert progress.progress().startswith("0.0 s  0/2 trials ended  trial 0: epoch 2/3, score undefined")
+    assert progress.state.running[0].best == 0.8
 
 
 def test_lines_go_to_the_standard_output_of_the_time_it_was_made(capsys):

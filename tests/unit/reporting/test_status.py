@@ -11,7 +11,7 @@ from raypipe.reporting.tables import show_status
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.trial_log import TrialLog
 from raypipe.trial.evaluator import finish_trial
-from tests.support.toys import ToyWindows, make_run, tiny
+from tests.support.toys import ToyWindows, add_ended, make_run, tiny
 
 KINDS = ["out-of-memory", "error", "error", "non-finite", None]
 
@@ -74,6 +74,15 @@ def test_of_many_trials_unfinished_best_and_latest_are_shown(tmp_path, capsys):
     show_status(Console(width=100), found)
     out = capsys.readouterr().out
     assert "30 more trials; all of them: raypipe trials" in out.replace("\n", " ")
+
+
+def test_a_score_that_is_undefined_is_named(tmp_path, capsys):
+    run = make_run(tmp_path / "run", ToyWindows())
+    add_ended(run, 0, None)
+    run.add_trial(1, tiny())
+    show_status(Console(width=100), read_status(run))
+    ended, begun = capsys.readouterr().out.splitlines()[2:4]
+    assert ended.split()[:3] == ["0", "complete", "undefined"] and "undefined" not in begun
 
 
 def test_models_are_a_column_where_they_differ_and_times_only_where_an_epoch_ended(tmp_path, capsys):

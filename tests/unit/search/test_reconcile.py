@@ -105,6 +105,25 @@ def test_a_trial_that_failed_before_its_last_epoch_was_reported_is_whole_in_the_
     assert said.lines == []
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_undefined_scores_come_last_in_the_study_which_is_rebuilt_with_them(tmp_path, direction):
+    windows = ToyWindows(classes=direction == "maximize")
+    run, said = make_run(tmp_path / "undefined", windows), Said()
+    queue = queue_of(run, windows, trials=4)
+    curves = ([None, None, None], [0.3, None, 0.2], [None, 0.3, 0.2], [None, None, None])
+    ended = [end(run, windows, queue, queue.next(), curve) for curve in curves]
+    assert [each.state for each in ended] == ["complete", "complete", "complete", "pruned"]
+    best = 0.2 if direction == "minimize" else 0.3
+    assert [each.score for each in ended] == [None, best, best, None]
+    assert queue.study.best_value == best
+    before = trials_of(run)
+    open_study(run, said)
+    assert said.lines == []
+    (run.local / JOURNAL_FILE).unlink()
+    queue_of(run, windows, said, trials=4)
+    assert said.lines[0][0] == "the study's journal is missing" and trials_of(run) == before
+
+
 def test_a_configuration_that_could_not_be_drawn_is_no_difference(tmp_path, windows):
     space = "def space(trial):\n    trial.suggest_int('batch_size', 0, 1)\n"
     run, said = make_run(tmp_path / "drawn", windows, space=space), Said()

@@ -32,6 +32,17 @@ def windows(tmp_path_factory) -> WindowStore:
     return WindowStore(write_store(tmp_path_factory.mktemp("toy") / "store", ToyWindows()))
 
 
+@pytest.mark.parametrize("classes", [False, True])
+def test_search_subjects_that_can_have_no_score_are_refused_before_anything_is_trained(tmp_path, classes):
+    toy = ToyWindows(classes=classes)
+    toy.targets[:] = 0
+    same = WindowStore(write_store(tmp_path / "store", toy))
+    metric, why = ("auc", "a class is missing") if classes else ("nrmse", "their targets are all equal")
+    with pytest.raises(UserError, match=f"--metric {metric}: it is undefined for the search subjects, .*{why}"):
+        open_run(SearchSpace(SPACE), same, str(tmp_path / "run"), OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
 def at_once(count: int, call) -> list[object]:
     """Call a function in several threads at once with its number; return what each returned or the error it raised."""
 

@@ -43,7 +43,7 @@ def record(run, number, scores, passes=1):
     run.write_history(
         number,
         [
-            Epoch(epoch=e, passes=e * passes, score=s, fold_scores=[s], losses=[s], seconds=1, finished=0.0)
+            Epoch(epoch=e, passes=e * passes, score=s, fold_scores=[s], losses=[1.0], seconds=1, finished=0.0)
             for e, s in enumerate(scores, 1)
         ],
     )

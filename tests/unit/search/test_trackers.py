@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raypipe.core.errors import StorageError, UserError
-from raypipe.search.trackers import TRACKERS, TrackingCallback, check_trackers
+from raypipe.search.trackers import TRACKERS, TrackingCallback, check_trackers, scalars
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import CallbackList, SweepCallback
@@ -104,6 +104,12 @@ print("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
     assert list((run.local / "tensorboard").rglob("events.*"))
+
+
+def test_a_score_that_is_undefined_is_not_logged():
+    (epoch,) = epochs([1.0])
+    undefined = epoch.model_copy(update={"score": None, "fold_scores": [None, None, 0.5]})
+    assert scalars(undefined) == {"loss": 2.0, "fold/2": 0.5}
 
 
 def test_an_end_that_an_earlier_driver_did_not_log_is_logged(run):

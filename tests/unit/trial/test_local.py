@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
 import pytest
 
-from raypipe.core.errors import CheckpointError, DamagedFileError, InterruptedEpochError, NonFiniteError
+from raypipe.core.errors import CheckpointError, DamagedFileError, InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.levels import within_folds
 from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import fit_ensemble
 from raypipe.storage.records import epoch_file
+from raypipe.storage.trial_log import read_log
+from raypipe.storage.trial_records import read_trials
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply
 from raypipe.training.stacked_trainer import StackedTrainer
@@ -340,6 +344,30 @@ def test_patience_ends_a_trial_and_the_best_epoch_counts(tmp_path):
     assert len(history) < 30
     assert len(history) - result.best_epoch == 2
     assert result.score == min(e.score for e in history)
+
+
+def _score_epochs(monkeypatch, *scores):
+    """Give epochs these scores, and each of their three folds the same."""
+    calls = itertools.count()
+    monkeypatch.setattr("raypipe.trial.evaluator.ranking_score", lambda *_: scores[next(calls) // 4])
+
+
+def test_an_epoch_without_a_defined_score_comes_last(tmp_path, monkeypatch):
+    _score_epochs(monkeypatch, np.nan, 0.6, np.nan, 0.5)
+    run, result = trial(tmp_path, ToyWindows(), tiny(epochs=4, patience=2))
+    assert [epoch.score for epoch in run.history(0)] == [None, 0.6, None, 0.5]
+    assert (result.state, result.score, result.best_epoch) == ("complete", 0.5, 4)
+    assert [each.number for each in run.ranked()] == [0]
+    assert any("score undefined (folds - - -)" in line for line in read_log(run.folder, 0))
+
+
+def test_a_trial_without_any_defined_score_is_complete_and_not_ranked(tmp_path, monkeypatch):
+    _score_epochs(monkeypatch, *[np.nan] * 4)
+    run, result = trial(tmp_path, ToyWindows(), tiny(epochs=4, patience=2))
+    assert (result.state, result.score, result.epochs) == ("complete", None, 3)  # no better score for two epochs
+    assert run.ranked() == [] and read_trials(run)[0][0].result == result
+    with pytest.raises(UserError, match=r"nrmse is undefined for all epochs of the 1 trial\(s\)"):
+        fit_ensemble(run)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
