@@ -121,14 +121,14 @@ class Covariance(ClosedForm):
         """Return the tangent vectors (B, F) of windows (B, C, T)."""
         c_BGDD = self.covariances(x if prepared else self.prepare(x))
         if self.whitening_GDD is not None:
-            c_BGDD = self.whitening_GDD @ c_BGDD @ self.whitening_GDD
+            c_BGDD = whiten(c_BGDD, self.whitening_GDD)
         return half_vector(self.logarithm(c_BGDD)).flatten(1)
 
 
 def n_groups(n_outputs: int) -> int:
-    """Return the groups of windows that have prototypes: the classes, or three thirds of the targets.
+    """Return the number of groups of windows that have prototypes: the classes, or thirds of the targets.
 
-    Of K values there are K groups, by the mean of the standardised values.
+    Of K values there are K groups of as many windows each, by the mean of the standardised values: two are halves.
     """
     return n_outputs if n_outputs > 1 else 3
 
@@ -152,11 +152,22 @@ def shrink(c: Tensor, share: float) -> Tensor:
     return (1.0 - share) * c + share * mean * identity
 
 
+def whiten(c_BGDD: Tensor, whitening_GDD: Tensor) -> Tensor:
+    """Whiten covariances (B, G, D, D). A row of zeros stands for a direction that is left out: its logarithm is 0."""
+    left_out_GD = (whitening_GDD == 0.0).all(-1).to(c_BGDD.dtype)
+    identity_DD = torch.eye(c_BGDD.shape[-1], dtype=c_BGDD.dtype, device=c_BGDD.device)
+    return whitening_GDD @ c_BGDD @ whitening_GDD.mT + left_out_GD[..., None] * identity_DD
+
+
+def least_eigenvalue(values_D: Tensor) -> Tensor:
+    """Return what eigenvalues (..., D) are taken to have at least (..., 1): a direction with less is emptied."""
+    return (_MIN_RELATIVE_EIGENVALUE * values_D.mean(-1, keepdim=True)).clamp_min(_MIN_EIGENVALUE)
+
+
 def map_eigenvalues(c: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a function to the eigenvalues of symmetric matrices (..., D, D), no less than a fraction of their mean."""
     values, vectors = torch.linalg.eigh(c)
-    least = (_MIN_RELATIVE_EIGENVALUE * values.mean(-1, keepdim=True)).clamp_min(_MIN_EIGENVALUE)
-    mapped: Tensor = (vectors * function(torch.maximum(values, least)).unsqueeze(-2)) @ vectors.mT
+    mapped: Tensor = (vectors * function(torch.maximum(values, least_eigenvalue(values))).unsqueeze(-2)) @ vectors.mT
     return mapped
 
 

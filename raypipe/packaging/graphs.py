@@ -118,7 +118,8 @@ def export_graph(
     info = describe(run, ensemble, windows, networks)
     module = DecidingModule(build_module(networks.spec, networks.state), info.decision_weights).eval()
     graph = make_graph(module, format)
-    difference, reference_NO = _compare(module, graph.run, output_scales(info.members, info.n_outputs))
+    real_NCT = windows.gather(np.linspace(0, len(windows) - 1, min(LARGE_BATCH, len(windows))).astype(np.int64))
+    difference, reference_NO = _compare(module, graph.run, output_scales(info.members, info.n_outputs), real_NCT)
     if not difference <= TOLERANCE:
         text = difference_text(difference, info.kind)
         raise UserError(f"{path}: the graph's predictions differ from torch's by {text}; not written")
@@ -245,17 +246,20 @@ def _session(model: Any) -> Any:
 
 @torch.no_grad()
 def _compare(
-    module: DecidingModule, run_graph: Callable[[Tensor], Sequence[Tensor]], scales: Sequence[float]
+    module: DecidingModule,
+    run_graph: Callable[[Tensor], Sequence[Tensor]],
+    scales: Sequence[float],
+    real_NCT: NDArray[np.float32],
 ) -> tuple[float, NDArray[np.float32]]:
     """Return the largest difference of a graph from the ensemble, and the ensemble's predictions of the reference.
 
-    The difference is relative to `output_units`. Compared are the reference windows one by one, and a batch of
-    `LARGE_BATCH`.
+    The difference is relative to `output_units`. Compared are the reference windows one by one, a batch of
+    `LARGE_BATCH`, and windows of the store: their channels may depend on each other, as after an average reference.
     """
     shape = module.ensemble.shape
     many_NCT = torch.from_numpy(reference_windows(*shape, n=LARGE_BATCH) * np.float32(INPUT_SCALE))
     first_NCT = torch.from_numpy(reference_windows(*shape) * np.float32(INPUT_SCALE))
-    batches = [*torch.split(first_NCT, 1), many_NCT]
+    batches = [*torch.split(first_NCT, 1), many_NCT, torch.from_numpy(real_NCT)]
     wanted_NO = torch.cat([module(batch)[0] for batch in batches])
     found_NO = torch.cat([run_graph(batch)[0] for batch in batches])
     reference_NO = module(first_NCT)[0].numpy()

@@ -112,7 +112,7 @@ def smallest_share(model: Covariance) -> float:
     most.
     """
     share = model.shrinkage / model.dim
-    if model.whitening_GDD is not None:
+    if share and model.whitening_GDD is not None:  # without shrinkage it may be no symmetric one (`riemann.whitening`)
         values_GD = torch.linalg.eigvalsh(model.whitening_GDD)
         share *= float((values_GD[:, 0] / values_GD[:, -1]).min().clamp_min(0.0)) ** 2
     return share

@@ -31,7 +31,7 @@ from raypipe.training.linear_head import Head, fit_head, left_out_losses
 from raypipe.training.loader import FoldData
 from raypipe.training.losses import class_weights
 from raypipe.training.result import FoldEpoch
-from raypipe.training.riemann import inverse_root, riemann_mean
+from raypipe.training.riemann import whitening
 from raypipe.training.spatial_filters import Responses, fit_responses, principal_components
 from raypipe.training.trainer import Interrupted, make_network, never
 
@@ -266,7 +266,7 @@ class _Fit:
         for band, white_DD in enumerate(whitening_GDD):
             if self.interrupted():
                 raise InterruptedEpochError
-            white_DD.copy_(inverse_root(riemann_mean(c_NGDD[:, band], some.weights)))
+            white_DD.copy_(whitening(c_NGDD[:, band], some.weights))
 
     def _fit_head(self, part_T: Tensor, losses: Tensor | None) -> Head:
         x_NF, y_N, weight_N, some = self._features()

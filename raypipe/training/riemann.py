@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raypipe.models.covariance import log_matrix, map_eigenvalues
+from raypipe.models.covariance import least_eigenvalue, log_matrix, map_eigenvalues
 
 MAX_STEPS = 100
 TOLERANCE = 1e-10
@@ -45,3 +45,28 @@ def riemann_mean(c_NDD: Tensor, weight_N: Tensor) -> Tensor:
 def inverse_root(c: Tensor) -> Tensor:
     """Return the inverse square roots of positive definite matrices (..., D, D), which whiten them."""
     return map_eigenvalues(c, torch.rsqrt)
+
+
+def whitening(c_NDD: Tensor, weight_N: Tensor) -> Tensor:
+    """Return the matrix (D, D) that whitens the affine-invariant mean of matrices: its inverse square root.
+
+    Directions that are emptied in all of them, as one is by an average reference, hold nothing but rounding errors.
+    They are left out: the others are whitened in coordinates of their own, and the last rows are zeros.
+
+    Parameters
+    ----------
+    c_NDD
+        Positive semidefinite matrices.
+    weight_N
+        Their weights.
+    """
+    values_D, vectors_DD = torch.linalg.eigh(torch.einsum("n,nij->ij", weight_N / weight_N.sum(), c_NDD))
+    kept_D = values_D > least_eigenvalue(values_D)
+    if kept_D.all():
+        return inverse_root(riemann_mean(c_NDD, weight_N))
+    out_DD = torch.zeros_like(vectors_DD)
+    if kept_D.any():
+        axes_DR = vectors_DD[:, kept_D]
+        own_RR = inverse_root(riemann_mean(axes_DR.mT @ c_NDD @ axes_DR, weight_N))
+        out_DD[: len(own_RR)] = own_RR @ axes_DR.mT
+    return out_DD

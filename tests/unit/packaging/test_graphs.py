@@ -62,8 +62,8 @@ CONFIGS = {name: tiny(model__name=name, epochs=1) for name in NETWORKS} | {
 }
 
 
-def trained(folder, configs, *, classes):
-    toy = ToyWindows(subjects=12, each=6, channels=4, classes=classes)
+def trained(folder, configs, *, classes, windows=ToyWindows):
+    toy = windows(subjects=12, each=6, channels=4, classes=classes)
     store = WindowStore(write_store(folder / "store", toy))
     run = make_run(folder / "run", store, data=str(folder / "store"))
     for number, config in enumerate(configs):
@@ -117,6 +117,30 @@ def assert_equal(module, x_NCT, format):
 def test_every_family_equals_torch(families, format):
     module = first_fold(families, *range(families.n))
     assert_equal(module, torch.from_numpy(families.store.gather(np.arange(64))), format)
+
+
+class AverageReference(ToyWindows):
+    """The channels of each window sum to zero."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.x = self.x - self.x.mean(1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def referenced(tmp_path_factory):
+    """A run of windows after an average reference, with covariance models without shrinkage."""
+    params = FITTED["no shrinkage"]
+    configs = [params | {"model/geometry": "riemann"}, params | {"model/geometry": "riemann", "model/order": 2}, params]
+    folder = tmp_path_factory.mktemp("referenced")
+    return trained(folder, [parse_config(each) for each in configs], classes=True, windows=AverageReference)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_windows_after_an_average_reference_equal_torch(referenced, format):
+    for trial in range(referenced.n):
+        module = first_fold(referenced, trial)
+        assert_equal(module, torch.from_numpy(referenced.store.gather(np.arange(64))), format)
 
 
 @pytest.mark.parametrize("name", ["log-euclid", "riemann", "prototypes", "no shrinkage"])
@@ -347,6 +371,17 @@ def test_a_graph_that_gives_other_numbers_is_not_written(classes, tmp_path, monk
     with pytest.raises(UserError, match=r"differ from torch's by .* not written"):
         export_graph(classes.ensemble(top=1), tmp_path / "model.pt2", "pt2", windows=classes.windows)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_is_compared_on_windows_of_the_store_too(classes, tmp_path, monkeypatch):
+    """The last channel of random windows is flat; no real one is."""
+
+    def wrong_on_real(module, format):
+        return graphs.Graph(None, lambda x_BCT: [module(x_BCT)[0] + x_BCT[:, -1:, 0].sign().abs()])
+
+    monkeypatch.setattr(graphs, "make_graph", wrong_on_real)
+    with pytest.raises(UserError, match=r"differ from torch's by .* not written"):
+        export_graph(classes.ensemble(top=1), tmp_path / "model.pt2", "pt2", windows=classes.windows)
 
 
 def test_bad_exports_are_one_line(classes, tmp_path, monkeypatch):
