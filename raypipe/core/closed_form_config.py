@@ -90,8 +90,9 @@ class CovarianceConfig(ClosedFormConfig):
     bands; `band`, each by its own; `none`, not at all."""
     geometry: Literal["log-euclid", "riemann"] = "log-euclid"
     """Tangent vectors: `log-euclid`, logarithms of covariances; `riemann`, logarithms after whitening by the
-    affine-invariant mean of the training windows (of 256, if there are more). Without `shrinkage` and `scale`, no
-    invertible mixing of channels changes distances of these vectors."""
+    affine-invariant mean of the training windows (of 256, if there are more), in which directions that are
+    empty in all of them are left out. Without `shrinkage` and `scale`, no invertible mixing of channels changes
+    distances of these vectors."""
     order: Annotated[int, Field(ge=1, le=100)] = 1
     """Time-delay embedding: the copies of each signal whose covariance it is, each later than the one before (ACM,
     Carrara & Papadopoulo 2024, doi:10.1088/1741-2552/ad4ab3); 1 for none. What is shifted out at the end of a window
@@ -100,8 +101,9 @@ class CovarianceConfig(ClosedFormConfig):
     """Seconds from one copy to the next, with `order` above 1."""
     prototypes: Annotated[int, Field(ge=0, le=100)] = 0
     """For windows that are cut at events: spatial filters (xDAWN, Rivet et al. 2009) for each class, or each third of a
-    regression's targets, whose mean responses are further signals; 0 for none. While the penalty is chosen, they
-    are fitted anew without each part of the training subjects."""
+    regression's targets, whose mean responses are further signals; 0 for none. Of K values, windows are in K groups of
+    as many each, by the mean of the standardised values. While the penalty is chosen, filters are fitted anew without
+    each part of the training subjects."""
 
     @model_validator(mode="after")
     def _one_kind_of_further_signals(self) -> Self:
