@@ -122,14 +122,15 @@ def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]
 
 
 def merge_lora(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a network's state with its low-rank changes merged into the weights."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if ".parametrizations." not in name:
-            out[name] = tensor
-        elif name.endswith(".original"):
-            layer, _, rest = name.partition(".parametrizations.")
-            attribute = rest.split(".")[0]
+    """Return a network's state with its low-rank changes merged into the weights.
+
+    Other parametrizations, such as the weight norms of users' networks, stay.
+    """
+    out = dict(state)
+    for path, layer in model.named_modules():
+        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], LowRank):
+            merged = f"{path}.parametrizations.weight."
+            out = {name: tensor for name, tensor in out.items() if not name.startswith(merged)}
             with torch.no_grad():
-                out[f"{layer}.{attribute}"] = getattr(model.get_submodule(layer), attribute).detach().clone()
+                out[f"{path}.weight"] = layer.weight.detach().clone()
     return out

@@ -12,11 +12,12 @@ from raypipe.core.errors import UserError
 from raypipe.core.fold_drawing import make_folds
 from raypipe.core.options import SweepOptions
 from raypipe.core.own_code import SourceFile, keep_source
-from raypipe.core.parameters import parse_config
+from raypipe.core.parameters import flatten, parse_config
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
+from raypipe.packaging.programs import ship_networks
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
@@ -42,6 +43,28 @@ PARTED = {
     "order": WITHOUT_NORM.replace(NORMALISED, "self.conv(x + x.roll(1, 0))"),
 }
 """Files with a network whose windows depend on the others of their batch, but for the plain one."""
+PARAMETRIZED = (
+    NET.replace(
+        "        self.drop =",
+        """        self.conv = nn.utils.parametrizations.weight_norm(self.conv)
+        self.mix = nn.utils.parametrizations.spectral_norm(nn.Linear(width, width))
+        nn.utils.parametrize.register_parametrization(self.norm, "weight", MaxNorm())
+        self.drop =""",
+    )
+    .replace("self.conv(x))", "self.mix(self.conv(x).mT).mT)")
+    .replace(
+        "class Net",
+        """class MaxNorm(nn.Module):
+    def forward(self, w):
+        return w.clamp(max=1.0)
+
+    def right_inverse(self, w):
+        return w
+
+
+class Net""",
+    )
+)
 UNSEEDED = NET.replace(
     "return self.head(", "y = y * float(np.random.rand()) * random.random()\n        return self.head("
 )
@@ -166,8 +189,8 @@ def test_weights_follow_from_the_seed_whatever_was_drawn_before(toy):
     assert trainer(toy, own(seed=1)).initial != first.initial
 
 
-def make_own_run(tmp_path, net=NET):
-    store = WindowStore(write_store(tmp_path / "store", ToyWindows()))
+def make_own_run(tmp_path, net=NET, windows=None):
+    store = WindowStore(write_store(tmp_path / "store", windows or ToyWindows()))
     space = load_space(write_space(tmp_path, net))
     return open_run(space, store, str(tmp_path / "run"), SweepOptions(folds=3)), store, space
 
@@ -192,6 +215,32 @@ def test_a_run_keeps_the_file_and_continues_with_it_bit_for_bit(tmp_path, toy):
     with torch.no_grad():
         member = module.predict_members(torch.from_numpy(store.gather(index)))[0][0].numpy()
     np.testing.assert_allclose(member, again.oof(1).predictions[again.oof(1).folds == 0][:4], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optim/ema": 0.5}, {"early_stop": "fold"}, {"optim/schedule": "cyclic", "optim/cycles": 2}, {}],
+    ids=["average", "fold", "snapshots", "plain"],
+)
+def test_weights_that_are_computed_from_others_are_kept_as_they_are_trained(tmp_path, changes):
+    run, store, space = make_own_run(tmp_path, PARAMETRIZED, ToyWindows(subjects=30, each=4))
+    run.add_trial(0, parse_config(flatten(space.draw(1)[0]) | changes))
+    run_trial(run, store, 0)
+    names = {name for name in run.weights(0, 0) if ".parametrizations." in name}
+    assert len(names) == 2 + 3 + 1
+    for member in [Member(0), *(Member(0, epoch) for epoch in run.result(0).snapshots)]:
+        oof = run.oof(0, member.epoch)
+        rows = oof.folds == 1
+        spec, state = read_members(run, store, [member], [1.0])
+        x_NCT = torch.from_numpy(store.gather(oof.windows[rows]))
+        with torch.no_grad():
+            predicted = build_module(spec, state).predict_members(x_NCT)[0][1].numpy()
+            np.testing.assert_allclose(predicted, oof.predictions[rows], atol=1e-5)
+            spec, state, left = ship_networks(spec, state)
+            assert not left
+            shipped = build_module(spec, state).predict_members(x_NCT)[0][1].numpy()
+        np.testing.assert_allclose(shipped, oof.predictions[rows], atol=1e-5)
+    assert bool(run.result(0).snapshots) is ("optim/cycles" in changes)
 
 
 def test_a_file_that_was_changed_is_one_line(tmp_path):
