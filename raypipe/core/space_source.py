@@ -5,12 +5,14 @@ The text of a function is its source, with the imports, functions and plain valu
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 import symtable
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -59,15 +61,48 @@ def source_of(space: Callable[[Any], Any] | Mapping[str, Any]) -> SpaceSource:
 # Functions
 
 
+@dataclass
+class _Kept:
+    """What a function's text has so far; all functions share its names, whatever modules they are from."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    """By name; empty for a name that stays Python's own."""
+    users: dict[str, str] = field(default_factory=dict)
+    """Function that uses a name first."""
+    functions: set[FunctionType] = field(default_factory=set)
+
+    def add(self, name: str, text: str, user: str) -> None:
+        """Add the text that makes a name again.
+
+        Raises
+        ------
+        UserError
+            Another function uses the name for something else.
+        """
+        first = self.users.setdefault(name, user)
+        if self.texts.setdefault(name, text) != text:
+            raise UserError(
+                f"{user} uses another {name} than {first}; the run keeps them in one file, where a name has one value: "
+                "rename one of the two"
+            )
+
+
 def _text_of_function(function: FunctionType) -> str:
-    kept: dict[str, str] = {}
-    _keep_function(function, function.__name__, kept)
+    name, kept = function.__name__, _Kept()
+    _keep_function(function, name, name, kept)
+    for reserved in (START, "space"):
+        if reserved in kept.texts and reserved != name:
+            raise UserError(
+                f"{kept.users[reserved]} uses the name {reserved}, which means something else in the file that the run "
+                "keeps; rename it"
+            )
     head = f"{(inspect.getdoc(function) or 'A search space from Python.')!r}\n"
     start = f"{START} = {_literal(getattr(function, START), START)}\n" if hasattr(function, START) else ""
-    named = "" if function.__name__ == "space" else f"\n\nspace = {function.__name__}\n"
-    imports = sorted(text for text in kept.values() if text.startswith(("import ", "from ")))
-    values = sorted(text for name, text in kept.items() if text.startswith(f"{name} = "))
-    functions = [text for text in kept.values() if text not in imports and text not in values]
+    named = "" if name == "space" else f"\n\nspace = {name}\n"
+    texts = {name: text for name, text in kept.texts.items() if text}
+    imports = sorted(text for text in texts.values() if text.startswith(("import ", "from ")))
+    values = sorted(text for name, text in texts.items() if text.startswith(f"{name} = "))
+    functions = [text for text in texts.values() if text not in imports and text not in values]
     return (
         head
         + "".join([*imports, start, *values])
@@ -78,21 +113,54 @@ def _text_of_function(function: FunctionType) -> str:
     )
 
 
-def _keep_function(function: FunctionType, name: str, kept: dict[str, str]) -> None:
-    """Add the source of a function to `kept`, and what it uses, by name."""
+def _keep_function(function: FunctionType, name: str, user: str, kept: _Kept) -> None:
+    """Add the source of a function to `kept`, and what it uses."""
+    if function in kept.functions:
+        return
     try:
         text = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):
         raise UserError(f"{name}: its source is not known here; write it to a file, and name the file") from None
-    if not text.startswith("def ") or function.__name__ != name:
+    if not text.startswith("def ") or function.__name__ != name or inspect.unwrap(function) is not function:
         raise UserError(f"{name}: no plain function (def {name}), of which a run could keep the source")
-    kept[name] = text
-    closure = inspect.getclosurevars(function).nonlocals
+    kept.functions.add(function)
+    kept.add(name, text, user)
+    around = {**function.__globals__, **inspect.getclosurevars(function).nonlocals}
+    _check_defaults(function, text, around)
     for used in _globals_of(text, name):
-        if used in kept:
-            continue
-        if used in closure or used in function.__globals__:
-            _keep(used, closure[used] if used in closure else function.__globals__[used], name, kept)
+        if used in around:
+            _keep(used, around[used], name, kept)
+        else:
+            kept.add(used, "", name)
+
+
+def _check_defaults(function: FunctionType, text: str, around: dict[str, Any]) -> None:
+    """Check that the defaults of a function's arguments are what its text would make them now.
+
+    Raises
+    ------
+    UserError
+        What they were made from has changed, or is not at hand.
+    """
+    (definition,) = ast.parse(text).body
+    assert isinstance(definition, ast.FunctionDef)
+    given = inspect.signature(function).parameters
+    arguments = [*definition.args.posonlyargs, *definition.args.args]
+    written = dict(zip(reversed(arguments), reversed(definition.args.defaults), strict=False))
+    written |= {
+        arg: each for arg, each in zip(definition.args.kwonlyargs, definition.args.kw_defaults, strict=True) if each
+    }
+    for argument, expression in written.items():
+        default = given[argument.arg].default
+        try:
+            made = eval(compile(ast.Expression(expression), "default", "eval"), around)
+        except Exception:
+            made = inspect.Parameter.empty
+        if made is not default and not (_is_plain(made) and repr(made) == repr(default)):
+            raise UserError(
+                f"{function.__name__}: the default of {argument.arg} is no longer what its source says; write the "
+                "value itself"
+            )
 
 
 def _globals_of(text: str, name: str) -> list[str]:
@@ -106,18 +174,26 @@ def _globals_of(text: str, name: str) -> list[str]:
     return sorted((walk(top) | {s.get_name() for s in top.get_symbols() if s.is_referenced()}) - {name})
 
 
-def _keep(name: str, value: Any, user: str, kept: dict[str, str]) -> None:
+def _keep(name: str, value: Any, user: str, kept: _Kept) -> None:
     """Add a line or a function to `kept` that makes a name again."""
     if isinstance(value, ModuleType) and _is_installed(value.__name__):
-        kept[name] = f"import {value.__name__} as {name}\n" if value.__name__ != name else f"import {name}\n"
-        return
-    module, qualified = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if isinstance(module, str) and isinstance(qualified, str) and _is_installed(module) and "." not in qualified:
-        kept[name] = f"from {module} import {qualified}" + (f" as {name}\n" if name != qualified else "\n")
+        text = f"import {value.__name__} as {name}\n" if value.__name__ != name else f"import {name}\n"
+        kept.add(name, text, user)
+    elif (origin := _import_of(value)) is not None:
+        module, imported = origin
+        kept.add(name, f"from {module} import {imported}" + (f" as {name}\n" if name != imported else "\n"), user)
     elif isinstance(value, FunctionType):
-        _keep_function(value, name, kept)
+        _keep_function(value, name, user, kept)
     else:
-        kept[name] = f"{name} = {_literal(value, f'{user} uses {name}, which')}\n"
+        kept.add(name, f"{name} = {_literal(value, f'{user} uses {name}, which')}\n", user)
+
+
+def _import_of(value: Any) -> tuple[str, str] | None:
+    """Return the installed module and the name by which an object can be imported from it; None if it cannot."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not (isinstance(module, str) and isinstance(name, str) and _is_installed(module)):
+        return None
+    return (module, name) if getattr(sys.modules.get(module), name, None) is value else None
 
 
 def _is_installed(module: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import subprocess
 import sys
@@ -72,6 +73,120 @@ def test_a_function_may_use_what_surrounds_its_definition(tmp_path, monkeypatch)
 def make(source, **scope):
     exec(source, scope)
     return scope["space"]
+
+
+COMMON = """import math
+LOW, HIGH, SAME = 1e-5, 1e-4, [1, "a"]
+def draw_lr(trial):
+    return trial.suggest_float("optim/lr", LOW, HIGH, log=True)
+def helper(trial):
+    return SAME
+def uses_helper(trial):
+    return helper(trial)
+def alias(trial):
+    return m.ceil(1.5)
+import math as m
+def shadow(trial):
+    return round
+round = 3
+def own_space(trial):
+    return space
+space = 5
+def points(trial):
+    return START
+START = []
+def factory(low):
+    def draw_low(trial):
+        return low
+    return draw_low
+three, four = factory(3), factory(4)
+"""
+CLASHES = {
+    "values": ("LOW = 1", "[LOW, draw_lr(trial)]", "another LOW than"),
+    "functions": ("def helper(trial):\n    return 1", "[helper(trial), uses_helper(trial)]", "another helper than"),
+    "imports": ("import numpy as m", "[m.ceil(1.5), alias(trial)]", "another m than"),
+    "names of Python": ("", "[round(1.5), shadow(trial)]", "another round than"),
+    "nested functions": ("LOW = 1", "[(lambda: LOW)(), draw_lr(trial)]", "another LOW than"),
+    "its own name": ("", "own_space(trial)", "another space than|the name space, which means something else"),
+    "start points": ("", "points(trial)", "uses the name START, which means something else"),
+}
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Return a function that writes two modules, and imports the space of the second."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(around, returned, name="space"):
+        (tmp_path / "raypipe_common.py").write_text(COMMON)
+        (tmp_path / "raypipe_main.py").write_text(
+            f"from raypipe_common import *\nfrom raypipe_common import helper as _, draw_lr\n{around}\n"
+            f"def {name}(trial):\n    found = {returned}\n    return {{'epochs': 3}}\n"
+        )
+        for module in ("raypipe_common", "raypipe_main"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        importlib.invalidate_caches()
+        return getattr(importlib.import_module("raypipe_main"), name)
+
+    return write
+
+
+@pytest.mark.parametrize("clash", CLASHES)
+@pytest.mark.parametrize("name", ["space", "my_space"])
+def test_a_name_that_two_modules_use_for_different_things_is_one_line(modules, clash, name):
+    around, returned, message = CLASHES[clash]
+    if clash == "names of Python":
+        around = "import builtins\nround = builtins.round; del round"
+    with pytest.raises(UserError, match=message) as caught:
+        load_space(modules(around, returned, name))
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_two_modules_use_for_the_same_are_kept(modules):
+    source = load_space(
+        modules("SAME = [1, 'a']", "[SAME, helper(trial), uses_helper(trial), math.pi, draw_lr]")
+    ).source
+    assert source.count("def helper") == source.count("SAME = [1, 'a']\n") == 1
+
+
+def test_closures_that_share_a_text_are_not_taken_for_one_another(modules):
+    around = "def twice(trial):\n    return four(trial)"
+    space = modules(around, "three(trial)")
+    with pytest.raises(UserError, match=r"no plain function .def three."):
+        load_space(space)
+    low = "from raypipe_common import factory\ndraw_low = factory(3)\n"
+    one = f"{low}def other(draw_low):\n    def inner(trial):\n        return draw_low(trial)\n    return inner\n"
+    with pytest.raises(UserError, match="another low than draw_low"):
+        load_space(modules(f"{one}inner = other(factory(4))", "[draw_low(trial), inner(trial)]"))
+    assert (
+        "low = 3\n" in load_space(modules(f"{one}inner = other(factory(3))", "[draw_low(trial), inner(trial)]")).source
+    )
+
+
+def test_defaults_are_those_of_the_function(modules):
+    kept = "BEST = 4\ndef pick(trial, *, best=BEST, more=(1, 'a'), least=2 * BEST):\n    return best\n"
+    assert "BEST = 4\n" in load_space(modules(kept, "pick(trial)")).source
+    for changed in ("BEST = 5", "pick.__kwdefaults__ = {'best': 5, 'more': (1, 'a'), 'least': 8}", "del BEST"):
+        with pytest.raises(UserError, match=r"^pick: the default of best is no longer what its source says"):
+            load_space(modules(f"{kept}{changed}", "pick(trial)"))
+    around = (
+        "def make(low):\n    def inner(trial, low=low):\n        return low\n    return inner\nlow = 3\ninner = make(4)"
+    )
+    with pytest.raises(UserError, match=r"^inner: the default of low is no longer what its source says"):
+        load_space(modules(around, "inner(trial)"))
+
+
+def test_a_decorated_function_is_no_plain_one(modules):
+    twice = "import functools\ndef twice(f):\n    return functools.wraps(f)(lambda trial: 2 * f(trial))\n"
+    for decorated in ("@twice\ndef pick(trial):\n    return 1", "def pick(trial):\n    return 1\npick = twice(pick)"):
+        with pytest.raises(UserError, match=r"^pick: no plain function .def pick."):
+            load_space(modules(twice + decorated, "pick(trial)"))
+
+
+def test_what_poses_as_of_a_package_is_not_imported_from_it(modules):
+    posing = "import math\ndef sqrt(x):\n    return -x\nsqrt.__module__ = 'math'"
+    assert "def sqrt(x):" in load_space(modules(posing, "sqrt(1)")).source
 
 
 def test_what_cannot_be_kept_is_one_line():
