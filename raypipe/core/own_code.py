@@ -132,6 +132,28 @@ def read_source(path: str, folder: Path, where: str) -> SourceFile:
     return source
 
 
+def check_file_names(files: Mapping[str, SourceFile], where: str) -> None:
+    """Check that files of different texts have different names, by which trials, families and messages know them.
+
+    Parameters
+    ----------
+    files
+        Files by the paths that name them.
+    where
+        What names them, for messages.
+
+    Raises
+    ------
+    UserError
+        Two files have one name.
+    """
+    first: dict[str, str] = {}
+    for path, source in files.items():
+        other = first.setdefault(source.name, path)
+        if files[other].text != source.text:
+            raise UserError(f"{where}: {other} and {path} are different files of one name; rename one of them")
+
+
 def _imported(tree: ast.AST) -> Iterable[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -279,8 +279,8 @@ def load_space(space: Space, stores: tuple[str, ...] = ()) -> SearchSpace:
     Raises
     ------
     UserError
-        There is no such file or one that it names, it is no UTF-8 text, it does not run, it is not a valid space, or a
-        function or a dictionary uses what cannot be written down.
+        There is no such file or one that it names, two of those have one name, it is no UTF-8 text, it does not run, it
+        is not a valid space, or a function or a dictionary uses what cannot be written down.
     """
     if isinstance(space, str | Path):
         file = find_space(space)
@@ -288,6 +288,7 @@ def load_space(space: Space, stores: tuple[str, ...] = ()) -> SearchSpace:
     else:
         text, name, folder = source_of(space)
     files = {path: own_code.read_source(path, folder, name) for path in own_code.named_files(text)}
+    own_code.check_file_names(files, name)
     found = SearchSpace(text, name, files, stores)
     found.check()
     return found

@@ -14,6 +14,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import Metric, get_metric, metric_for
 from raypipe.core.options import SweepOptions
 from raypipe.core.own_metrics import is_own_metric, shown_metric, split_code, with_code
+from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import WindowStore
 
 WINDOWS = 40
@@ -36,6 +37,19 @@ def find_own_metric(options: SweepOptions) -> SweepOptions:
     path = own_code.file_of(asked)
     files = {} if path is None else {path: own_code.read_source(path, Path.cwd(), f"--metric {asked}")}
     return options.model_copy(update={"metric": with_code(asked, own_code.code_of(asked, files, "--metric"))})
+
+
+def check_metric_file(options: SweepOptions, space: SearchSpace) -> None:
+    """Check that the file of a user's metric has the name of no other file that a space names.
+
+    Raises
+    ------
+    UserError
+        It has.
+    """
+    name, code = split_code(options.metric or "")
+    if (source := own_code.known_source(code)) is not None:
+        own_code.check_file_names({**space.files, f"that of --metric {name}": source}, space.name)
 
 
 def metric_of(options: SweepOptions, windows: WindowStore) -> str:

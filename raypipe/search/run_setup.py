@@ -23,7 +23,7 @@ from raypipe.data.splits import audit_subjects, folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
 from raypipe.search.labels import labels_of
-from raypipe.search.own_metrics import metric_of
+from raypipe.search.own_metrics import check_metric_file, metric_of
 from raypipe.search.preflight import check_space
 from raypipe.storage.code_files import code_file, hashes
 from raypipe.storage.creation import sole_creator
@@ -88,6 +88,7 @@ def check_new_run(
     warn: Callable[[str], None] = lambda line: None,
 ) -> FoldMap:
     """Check that a new run can be made of these, and return its folds; see `open_run`."""
+    check_metric_file(options, space)
     if init is None and needs_encoder(space):
         raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
     if init is not None:

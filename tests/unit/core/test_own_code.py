@@ -100,6 +100,34 @@ def test_another_process_gets_the_file_with_the_configuration(tmp_path):
     assert found.stdout == b"Net\n"
 
 
+def write_two_files(tmp_path, space, other):
+    for folder, text in (("a", NET), ("b", other)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "nets.py").write_text(text)
+    (tmp_path / "space.py").write_text(f"def space(trial):\n    return {space}\n")
+    return tmp_path / "space.py"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        '{"model/name": trial.suggest_categorical("model/name", ["a/nets.py:Net", "b/nets.py:Net"])}',
+        '{"model/name": "a/nets.py:Net", "loss/name": "b/nets.py:loss"}',
+        '{"model/name": "a/nets.py:Net", "augment/name": "b/nets.py:change", "augment/prob": 0.5}',
+    ],
+)
+def test_two_files_of_one_name_are_one_line(tmp_path, space):
+    file = write_two_files(tmp_path, space, NET + "# other\n")
+    with pytest.raises(UserError) as caught:
+        load_space(file)
+    assert str(caught.value) == (f"{file}: a/nets.py and b/nets.py are different files of one name; rename one of them")
+
+
+def test_one_text_in_two_folders_is_one_file(tmp_path):
+    space = '{"model/name": trial.suggest_categorical("model/name", ["a/nets.py:Net", "b/nets.py:Net"])}'
+    assert len({config.hash() for config in load_space(write_two_files(tmp_path, space, NET)).draw(9)}) == 1
+
+
 def test_files_are_found_in_strings_of_the_source_only():
     assert named_files('"""see nets.py:Net for it"""\nx = {"a": ["b.py:C", \'d/e.py:F\', "b.py:G"]}\n# "h.py:I"') == [
         "b.py",

@@ -14,7 +14,7 @@ from raypipe.search.sweep import sweep
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.local import run_trial
-from tests.support.own import METRIC
+from tests.support.own import METRIC, NET
 from tests.support.toys import SPACE, ToyWindows, write_store
 
 
@@ -105,3 +105,18 @@ def test_a_mistake_is_one_line_before_ray_starts(here, data, mistake):
 @pytest.mark.parametrize("classes", [0, 2, 4])
 def test_a_good_metric_passes(here, classes):
     check_own_metric(options().metric, classes)
+
+
+def test_a_metric_whose_file_has_the_name_of_another_is_one_line(here, data):
+    windows, _ = data
+    (here / "nets").mkdir()
+    (here / "nets" / "mine.py").write_text(NET)
+    (here / "space.py").write_text('def space(trial):\n    return {"model/name": "nets/mine.py:Net"}\n')
+    with pytest.raises(UserError) as caught:
+        open_run(load_space("space.py"), windows, "run", options())
+    assert str(caught.value) == (
+        "space.py: nets/mine.py and that of --metric mine.py:score are different files of one name; rename one of them"
+    )
+    (here / "nets" / "mine.py").write_text(NET + METRIC)
+    (here / "mine.py").write_text(NET + METRIC)
+    assert open_run(load_space("space.py"), windows, "run", options()).info.metric.startswith("mine.py:score@")
