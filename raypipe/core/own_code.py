@@ -14,7 +14,8 @@ import importlib.metadata
 import linecache
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from typing import Any
 from raypipe.core.braindecode_import import stand_ins
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.foreign_code import code_errors
+from raypipe.core.seeds import derive_seed
 from raypipe.core.text import decode_source
 
 ENTRY_POINTS = "raypipe.models"
@@ -252,6 +254,7 @@ def load_object(name: str, code: str, what: str = "model/name") -> Any:
             raise UserError(f"{what}: '{name}' is of {code}, and here is {found}; install the same version")
         with (
             code_errors(f"{what}: '{name}' cannot be imported", "", f"; install {code} here and on every worker"),
+            _seeded_by(code),
             stand_ins(full.split(".")[0]),
         ):
             module = importlib.import_module(full)
@@ -267,16 +270,45 @@ def _module_of(name: str, code: str, what: str) -> ModuleType:
         source = _sources.get(code)
         if source is None:
             raise UserError(f"{what}: '{name}': its source is not at hand; it is in the folder code of the run")
-        module = ModuleType(f"raypipe_own_{code}")
-        module.__file__ = source.name
-        lines = source.text.splitlines(keepends=True)
-        linecache.cache[source.name] = (len(source.text), None, lines, source.name)
-        sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
-        try:
-            with code_errors(source.name, source.name):
-                exec(compile(source.text, source.name, "exec"), vars(module))
-        except BaseException:
-            del sys.modules[module.__name__]
-            raise
-        _modules[code] = module
+        _modules[code] = _run(source)
     return _modules[code]
+
+
+def _run(source: SourceFile) -> ModuleType:
+    """Run a file as a new module, in which what it draws follows from its text."""
+    module = ModuleType(f"raypipe_own_{source.code}")
+    module.__file__ = source.name
+    lines = source.text.splitlines(keepends=True)
+    linecache.cache[source.name] = (len(source.text), None, lines, source.name)
+    sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
+    try:
+        with code_errors(source.name, source.name), _seeded_by(source.code):
+            exec(compile(source.text, source.name, "exec"), vars(module))
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    return module
+
+
+@contextmanager
+def _seeded_by(code: str) -> Iterator[None]:
+    """Let what code draws when it is loaded be the same in every process."""
+    import torch  # takes a second, which looking at a run need not
+
+    from raypipe.core.random_streams import seeded
+
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(gpus), seeded(derive_seed("code", code), torch.device("cpu")):
+        yield
+
+
+@contextmanager
+def anew() -> Iterator[None]:
+    """Run users' files anew within the context, as another process would."""
+    kept = dict(_modules)
+    _modules.clear()
+    try:
+        yield
+    finally:
+        _modules.update(kept)
+        sys.modules.update({module.__name__: module for module in kept.values()})

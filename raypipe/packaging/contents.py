@@ -20,6 +20,7 @@ from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.packaging.bundle_info import BundleInfo, Recipe
 from raypipe.packaging.network_spec import NetworkMember, Program
 from raypipe.packaging.programs import Spec, State, ship_networks
+from raypipe.packaging.stored_predictions import check_stored
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
 
@@ -73,9 +74,11 @@ def read_networks(run: RunStore, ensemble: Ensemble, windows: WindowStore) -> Ne
     Raises
     ------
     UserError
-        Weights are damaged or missing, or a program gives other numbers than its network.
+        Weights are damaged or missing, a program gives other numbers than its network, or a user's network gives others
+        here than in the run.
     """
     run.require_whole(ensemble.trials)
+    check_stored(run, windows, ensemble.merged.members if ensemble.merged else ensemble.members)
     weights = ensemble.weights.tolist()
     calibration = ensemble.calibration.spec if ensemble.calibration else None
     if len(shipped_stores(ensemble)) > 1:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from raypipe.core.errors import UserError, first_line
+from raypipe.core.random_streams import seeded
 from raypipe.models.own import OwnNetwork
 from raypipe.models.program import DTYPES, INTEGER_OPERATORS, ProgramNetwork, check_program, is_allowed
 from raypipe.training import torch_compat
-from raypipe.training.random_streams import seeded
 
 EXAMPLE_BATCH = 3
 MAX_BATCH = 65_536

@@ -18,9 +18,9 @@ from raypipe.core.errors import UserError
 from raypipe.core.foreign_code import code_errors
 from raypipe.core.metrics import Kind
 from raypipe.core.own_config import OwnCode
+from raypipe.core.random_streams import seeded
 from raypipe.data.window_store import WindowStore
 from raypipe.training.own_functions import augment_own, make_own_loss
-from raypipe.training.random_streams import seeded
 
 WINDOWS = 8
 """Random windows that are tried."""

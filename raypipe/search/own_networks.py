@@ -14,10 +14,10 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.foreign_code import code_errors
 from raypipe.core.model_config import OwnConfig
+from raypipe.core.random_streams import seeded
 from raypipe.data.window_store import WindowStore
 from raypipe.models.from_config import build_model
 from raypipe.models.own import OwnNetwork
-from raypipe.training.random_streams import seeded
 from raypipe.training.sampling import even_batches
 
 TOLERANCE = 1e-4
@@ -69,7 +69,7 @@ def check_network(config: OwnConfig, batch: int, shape: Shape) -> tuple[str, ...
     source = own_code.known_source(config.code)
     with code_errors(config.name, source.name if source else ""):
         with seeded(0, _CPU):
-            network, other = _build(config, shape), _build(config, shape)
+            network, other = _build(config, shape), _build_anew(config, shape)
             x_BCT = network.prepare(torch.randn(max(batch, 3), *shape[:2]) * 10.0)
         _check_parameters(network)
         with seeded(1, _CPU):
@@ -86,6 +86,15 @@ def _build(config: OwnConfig, shape: Shape) -> OwnNetwork:
     made = build_model(config, n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
     assert isinstance(made, OwnNetwork)
     return made
+
+
+def _build_anew(config: OwnConfig, shape: Shape) -> OwnNetwork:
+    """Build a network as another process would, which runs its file again."""
+    try:
+        with own_code.anew():
+            return _build(config, shape)
+    except UserError:  # of a file that runs once only, as one that registers an operator of torch
+        return _build(config, shape)
 
 
 def _check_parameters(network: OwnNetwork) -> None:
@@ -131,8 +140,8 @@ def _check_predictions(network: OwnNetwork, other: OwnNetwork, x_BCT: Tensor) ->
     other.load_state_dict(network.state_dict())
     if not _equal(other.eval()(x_BCT, prepared=True), out_BK):
         raise UserError(
-            f"{network.name}: a new one with the same weights gives other outputs; what it draws when it is made must "
-            "be a parameter or a buffer"
+            f"{network.name}: a new one with the same weights gives other outputs; what it draws when it is made, or "
+            "its file when it is read, must be a parameter or a buffer"
         )
 
 

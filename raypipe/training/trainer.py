@@ -23,6 +23,7 @@ from raypipe.core.folds import Index
 from raypipe.core.levels import Level, level_of, ranking_score
 from raypipe.core.metrics import Metric, get_metric
 from raypipe.core.model_config import OwnConfig
+from raypipe.core.random_streams import seeded
 from raypipe.core.seeds import derive_seed
 from raypipe.data.montage import electrode_positions
 from raypipe.models.from_config import build_model
@@ -42,7 +43,6 @@ from raypipe.training.graphs import CudaGraphs, Stepper
 from raypipe.training.loader import Batch, FoldData
 from raypipe.training.losses import make_fold_loss, mean_loss
 from raypipe.training.optim import set_learning_rate
-from raypipe.training.random_streams import seeded
 from raypipe.training.result import FoldEpoch
 from raypipe.training.step import StepResult, forward, make_state, micro_batches, optimise, whole_batch
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,6 +101,41 @@ def test_another_process_gets_the_file_with_the_configuration(tmp_path):
     )
     found = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True, check=True)
     assert found.stdout == b"Net\n"
+
+
+DRAWS = """import random
+import numpy as np
+import torch
+random_, numpy_, torch_ = random.random(), np.random.rand(), float(torch.rand(1))
+random.seed(3), np.random.seed(3), torch.manual_seed(3)
+def drawn():
+    return random_, numpy_, torch_
+"""
+
+
+def test_what_a_file_draws_when_it_is_read_follows_from_its_text_and_changes_no_generator():
+    def read(text):
+        random.seed(read.calls), np.random.seed(read.calls), torch.manual_seed(read.calls)  # noqa: NPY002
+        after = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+        random.seed(read.calls), np.random.seed(read.calls), torch.manual_seed(read.calls)  # noqa: NPY002
+        read.calls += 1
+        with own_code.anew():
+            found = own_code.load_object("d.py:drawn", own_code.keep_source(SourceFile("d.py", text)))()
+        assert after == (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+        return found
+
+    read.calls = 0
+    first = read(DRAWS)
+    assert read(DRAWS) == first and not set(read(DRAWS + "# other\n")) & set(first)
+
+
+def test_a_file_that_is_run_anew_leaves_the_module_that_was_there():
+    code = own_code.keep_source(SourceFile("d.py", DRAWS))
+    before = own_code.load_object("d.py:drawn", code)
+    with own_code.anew():
+        assert own_code.load_object("d.py:drawn", code) is not before
+    assert own_code.load_object("d.py:drawn", code) is before
+    assert sys.modules[before.__module__].drawn is before
 
 
 def write_two_files(tmp_path, space, other):

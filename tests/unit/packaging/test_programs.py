@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import raypipe
+from raypipe.core import own_code
 from raypipe.core.errors import UserError
 from raypipe.core.options import SweepOptions
 from raypipe.core.own_code import SourceFile, keep_source
@@ -181,6 +182,18 @@ def test_a_bundle_runs_in_a_process_that_has_no_source(ensemble, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), here)
     module = build_module(*read_members(run, store, fitted.members, fitted.weights.tolist(), fitted.rule))
     np.testing.assert_allclose(here, module(torch.from_numpy(x_NCT)).numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_network_that_gives_other_predictions_than_the_run_holds_is_refused(made, tmp_path, monkeypatch):
+    """What a file reads when it is run is in no weights, such as a variable of the environment."""
+    reads = "import os\nSHIFT = float(os.environ.get('RAYPIPE_TEST_SHIFT', 0))\n\n\nclass Net"
+    run, store, fitted = made(NET.replace("class Net", reads).replace("return self.head(", "return SHIFT + self.head("))
+    export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    monkeypatch.setenv("RAYPIPE_TEST_SHIFT", "0.3")
+    with own_code.anew(), pytest.raises(UserError, match=r"^my_nets.py:Net: its predictions here differ") as caught:
+        export_bundle(run, fitted, tmp_path / "other", windows=store)
+    assert "those of trial" in str(caught.value) and "\n" not in str(caught.value)
+    assert "by 0.3 of the targets' spread: what it draws or reads when its file is loaded must be" in str(caught.value)
 
 
 def test_a_changed_program_is_refused(ensemble, tmp_path):

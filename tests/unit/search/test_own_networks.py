@@ -91,6 +91,29 @@ def test_what_is_drawn_at_first_must_be_kept(tmp_path):
     check(tmp_path, net.replace("self.extra = torch.randn(1)", "self.register_buffer('extra', torch.randn(1))"))
 
 
+AT_FIRST = {
+    "a count": ("import sys\nFIRST = sys.raypipe_test = getattr(sys, 'raypipe_test', 0.0) + 1.0", True),
+    "a generator": ("import numpy as np\nFIRST = float(10 ** (15 * np.random.default_rng().random()))", True),
+    "a seeded generator": ("import numpy as np\nFIRST = float(np.random.default_rng(3).random())", False),
+    "global generators": (
+        "import random\nimport numpy as np\nFIRST = float(torch.rand(1)) + random.random() + float(np.random.rand())",
+        False,
+    ),
+    "an operator": ("LIBRARY = torch.library.Library('raypipe_test', 'DEF')\nLIBRARY.define('f(int x) -> int')", False),
+}
+
+
+@pytest.mark.parametrize("drawn", AT_FIRST)
+def test_what_a_file_draws_when_it_is_read_must_be_the_same_in_every_process(tmp_path, drawn):
+    line, refused = AT_FIRST[drawn]
+    net = NET.replace("class Net", f"FIRST = 0.0\n{line}\n\n\nclass Net").replace(RETURN, "return FIRST + self.head(")
+    if not refused:
+        assert check(tmp_path, net) == []
+        return
+    with pytest.raises(UserError, match="what it draws when it is made, or its file when it is read, must be a param"):
+        check(tmp_path, net)
+
+
 def test_parameters_without_a_gradient_are_named(tmp_path):
     net = NET.replace(HEAD, HEAD + "\n        self.spare = nn.Linear(2, 3)")
     lines = check(tmp_path, net)

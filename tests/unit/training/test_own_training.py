@@ -13,6 +13,7 @@ from raypipe.core.fold_drawing import make_folds
 from raypipe.core.options import SweepOptions
 from raypipe.core.own_code import SourceFile, keep_source
 from raypipe.core.parameters import flatten, parse_config
+from raypipe.core.random_streams import seeded
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import build_module, read_members
@@ -21,7 +22,6 @@ from raypipe.packaging.programs import ship_networks
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
-from raypipe.training.random_streams import seeded
 from raypipe.training.sam import Sam
 from raypipe.trial.local import run_trial
 from tests.support.own import NET, write_space
