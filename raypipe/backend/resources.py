@@ -16,6 +16,7 @@ from raypipe.core.stop import StopRequest
 from raypipe.trial.callback import SweepCallback
 
 if TYPE_CHECKING:
+    from raypipe.backend.messages import PretrainLayout
     from raypipe.core.options import SweepOptions
 
 WAIT_SECONDS = 600.0
@@ -139,7 +140,26 @@ def divide_resources(options: SweepOptions, n_folds: int, nodes: Sequence[Mappin
     return workers, min(options.concurrent, trials) if options.concurrent else trials
 
 
-def _too_small(options: SweepOptions, workers: int, nodes: Sequence[Mapping[str, float]], fitting: int) -> str:
+def require_place(layout: PretrainLayout, callback: SweepCallback) -> None:
+    """Check that a worker of pretraining fits on a node; say so where a cluster has to grow for it.
+
+    Raises
+    ------
+    UserError
+        It does not, and this machine does not grow.
+    """
+    nodes = cluster_nodes()
+    if count_places(nodes, worker_resources(layout.cpus_per_worker, layout.gpus_per_worker)):
+        return
+    reason = _too_small(layout, 1, nodes, 0)
+    if not layout.address:
+        raise UserError(reason)
+    callback.on_waiting(reason)
+
+
+def _too_small(
+    options: SweepOptions | PretrainLayout, workers: int, nodes: Sequence[Mapping[str, float]], fitting: int
+) -> str:
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     has = f"{cpus:g} CPU(s) and {gpus:g} GPU(s)"
     if len(nodes) > 1:

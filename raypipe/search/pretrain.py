@@ -11,6 +11,7 @@ from typing import Any, Literal
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.messages import PretrainLayout
 from raypipe.backend.process_state import restored_process_state
+from raypipe.backend.resources import require_place
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.core.folds import FoldMap
@@ -274,6 +275,7 @@ def _train_on_ray(
         cluster.start()
         from raypipe.backend.pretrain_workers import PretrainWorkers, error_line
 
+        require_place(layout, callback)
         with (
             tempfile.TemporaryDirectory(prefix="train-", dir=cluster.folder) as scratch,
             contextlib.closing(PretrainWorkers(store.where, layout, scratch)) as workers,

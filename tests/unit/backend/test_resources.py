@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.backend import resources
+from raypipe.backend.messages import PretrainLayout
 from raypipe.backend.resources import (
     PROCESS_BYTES,
     GpuCount,
     count_places,
     max_trials_in_memory,
+    require_place,
     wait_for_resources,
     worker_resources,
     workers_per_trial,
@@ -103,11 +105,18 @@ AMOUNTS = st.integers(1, 80).map(lambda tenths: tenths / 10)
 NODES = st.lists(
     st.fixed_dictionaries({"CPU": AMOUNTS | st.just(0.0), "GPU": st.integers(0, 8).map(float)}), max_size=5
 )
-SHARES = st.just(0.0) | st.floats(1 / 28, 1)
+SHARES = st.sampled_from([0.0, 0.3, 0.4, 0.6, 0.7, 1.0]) | st.floats(1 / 28, 1)
 """Of smaller shares, what Ray rounds may amount to a worker."""
 
 
-@given(NODES, AMOUNTS, SHARES, st.integers(2, 8), st.none() | st.integers(1, 8), st.randoms(use_true_random=False))
+@given(
+    NODES,
+    st.sampled_from([0.1, 0.3, 0.5, 1.0, 2.0]),
+    SHARES,
+    st.integers(2, 8),
+    st.none() | st.integers(1, 8),
+    st.randoms(use_true_random=False),
+)
 def test_all_workers_of_the_trials_that_fit_find_a_place_on_one_node_and_one_gpu(nodes, cpus, share, folds, asked, rng):
     """Ray looks for a node by the sum of its GPUs, and the node then for a GPU: it must not be sent in vain."""
     try:
@@ -164,6 +173,17 @@ def test_whatever_the_order_and_the_nodes_all_processes_of_the_trials_that_fit_f
         free[place] -= PROCESS_BYTES
     fitting = sum(int(node["Resources"]["memory"] // PROCESS_BYTES) for node in nodes)
     assert fitting - 2 * trials < 2, "and no more trials would"
+
+
+def test_pretraining_waits_for_a_place_on_a_cluster_only_and_says_so(monkeypatch):
+    nodes, told = [node("a", CPU=3.0), node("b", CPU=3.0), node("lost", False, CPU=9.0)], Recorder()
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    require_place(PretrainLayout(workers=9, cpus_per_worker=3), told)
+    with pytest.raises(UserError, match=r"1 worker\(s\) of 4 CPU.* do not fit: there are 6 CPU.* on 2 machines"):
+        require_place(PretrainLayout(cpus_per_worker=4), told)
+    assert not told.of("on_waiting")
+    require_place(PretrainLayout(gpus_per_worker=1, address="auto"), told)
+    assert "1 GPU(s) each do not fit" in told.of("on_waiting")[0].reason
 
 
 class Growing:
