@@ -97,7 +97,8 @@ class ConformerConfig(_WithDistribution):
     kernels: Literal["rate", "paper", "short"] = "rate"
     """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
     data's sampling rate (10, 30, 6 at 100 Hz); `paper`: the same numbers of samples at any rate; `short`: as `rate`
-    with a third of the pool (10, 10, 6 at 100 Hz), for targets that are times."""
+    with a third of the pool (10, 10, 6 at 100 Hz), for targets that are times. Windows that are too short for `paper`
+    or `rate` have the next shorter of them, `rate` or `short`."""
     filters: Filters = 40
     """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
     depth: Depth = 6
@@ -134,7 +135,8 @@ class EegnetConfig(_WithDistribution):
     """This model; the parameters up to the next one are its own."""
     kernels: Literal["rate", "paper"] = "rate"
     """Lengths of temporal kernel and first pool. `rate`: the paper's (64 and 4 samples at 128 Hz) scaled to the data's
-    sampling rate (50 and 3 at 100 Hz); `paper`: the same numbers of samples at any rate."""
+    sampling rate (50 and 3 at 100 Hz); `paper`: the same numbers of samples at any rate. The kernel is no longer than
+    the window."""
     filters: Filters = 8
     """Temporal filters (F1)."""
     spatial: Annotated[int, Field(ge=1, le=1_000)] = 2

@@ -10,41 +10,47 @@ from typing import Any
 
 if __package__:
     from raypipe.models.closed_form import split_bank
-    from raypipe.models.conformer import Conformer, kernel_sizes
+    from raypipe.models.conformer import Conformer
     from raypipe.models.covariance import Covariance
-    from raypipe.models.eegnet import EEGNet, eegnet_sizes
+    from raypipe.models.eegnet import EEGNet
     from raypipe.models.linear import Linear
     from raypipe.models.network import Network
     from raypipe.models.own import OwnNetwork
     from raypipe.models.program import ProgramNetwork
     from raypipe.models.shallow import Shallow
+    from raypipe.models.sizes import eegnet_sizes, fitting_kernels, kernel_sizes
     from raypipe.models.tcn import Tcn
     from raypipe.models.vit import ViT
 else:  # in a submission, where the files are in one folder
     from closed_form import split_bank  # type: ignore[import-not-found,no-redef,unused-ignore]
-    from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from conformer import Conformer  # type: ignore[import-not-found,no-redef,unused-ignore]
     from covariance import Covariance  # type: ignore[import-not-found,no-redef,unused-ignore]
-    from eegnet import EEGNet, eegnet_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from eegnet import EEGNet  # type: ignore[import-not-found,no-redef,unused-ignore]
     from linear import Linear  # type: ignore[import-not-found,no-redef,unused-ignore]
     from network import Network  # type: ignore[import-not-found,no-redef,unused-ignore]
     from program import ProgramNetwork  # type: ignore[import-not-found,no-redef,unused-ignore]
     from shallow import Shallow  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from sizes import (  # type: ignore[import-not-found,no-redef,unused-ignore]
+        eegnet_sizes,
+        fitting_kernels,
+        kernel_sizes,
+    )
     from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
     from vit import ViT  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
 def _conformer(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
-    kernel, pool, stride = kernel_sizes(sfreq, options.pop("kernels"))
+    kernel, pool, stride = kernel_sizes(sfreq, fitting_kernels(shape[1], sfreq, options.pop("kernels")))
     return Conformer(*shape, kernel=kernel, pool=pool, stride=stride, **options)
 
 
 def _eegnet(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
-    kernel, pool = eegnet_sizes(sfreq, options.pop("kernels"))
+    kernel, pool = eegnet_sizes(sfreq, options.pop("kernels"), shape[1])
     return EEGNet(*shape, kernel=kernel, pool=pool, **options)
 
 
 def _shallow(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
-    kernel, pool, stride = kernel_sizes(sfreq, options.pop("kernels"))
+    kernel, pool, stride = kernel_sizes(sfreq, fitting_kernels(shape[1], sfreq, options.pop("kernels")))
     return Shallow(*shape, kernel=kernel, pool=pool, stride=stride, **options)
 
 

@@ -6,7 +6,6 @@ contain them unchanged.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -29,35 +28,9 @@ else:  # in a submission, where the files are in one folder
     from transformer import Block  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 FEATURES = ("mean", "log-power")
-KERNELS = {"rate": (25, 75, 15), "paper": (25, 75, 15), "short": (25, 25, 15)}
-"""Temporal kernel, pool and stride in samples at 250 Hz."""
 
 _LOG_FLOOR = 1e-6
 """Smallest power whose logarithm is taken."""
-
-
-def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
-    """Return the lengths of the temporal kernel, the pool and its stride in samples.
-
-    Parameters
-    ----------
-    sfreq
-        Sampling rate in Hz.
-    kernels
-        `paper`: 25, 75 and 15 samples at any rate; `rate`: the durations that those have at the paper's 250 Hz
-        (10, 30 and 6 samples at 100 Hz); `short`: as `rate` with a third of the pool (10, 10 and 6), for targets that
-        are a time within the window.
-
-    Raises
-    ------
-    ValueError
-        `kernels` is none of these.
-    """
-    if kernels not in KERNELS:
-        raise ValueError(f"kernels must be one of {', '.join(KERNELS)} (given {kernels!r})")
-    scale = 1.0 if kernels == "paper" else sfreq / 250.0
-    kernel, pool, stride = (max(1, math.floor(length * scale + 0.5)) for length in KERNELS[kernels])
-    return kernel, pool, stride
 
 
 class EluMean(torch.autograd.Function):
@@ -107,7 +80,7 @@ class Conformer(Encoder):
     n_channels, n_times, n_outputs, norm, bins, variance
         See `Network`.
     kernel, pool, stride
-        Lengths in samples; see `kernel_sizes`.
+        Lengths in samples; see `sizes.kernel_sizes`.
     filters
         Filters of both stem layers and width of a token; a multiple of `heads`.
     depth, heads, expansion

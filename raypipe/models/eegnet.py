@@ -1,12 +1,11 @@
 """EEGNet (Lawhern et al. 2018, doi:10.1088/1741-2552/aace8c), without the large activation of its first layers.
 
-This file needs torch (2.2 or later) and its neighbours network.py, readout.py and stem.py: submissions contain them
-unchanged.
+This file needs torch (2.2 or later) and its neighbours network.py, readout.py, sizes.py and stem.py: submissions
+contain them unchanged.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -15,35 +14,16 @@ from torch.nn import functional as F  # noqa: N812
 
 if __package__:
     from raypipe.models.network import Dropout, DropoutMasks, Network
+    from raypipe.models.sizes import LAST_POOL, SEPARABLE_KERNEL, shortest_window
     from raypipe.models.stem import fast_length
 else:  # in a submission, where the files are in one folder
     from network import Dropout, DropoutMasks, Network  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from sizes import (  # type: ignore[import-not-found,no-redef,unused-ignore]
+        LAST_POOL,
+        SEPARABLE_KERNEL,
+        shortest_window,
+    )
     from stem import fast_length  # type: ignore[import-not-found,no-redef,unused-ignore]
-
-SEPARABLE_KERNEL, LAST_POOL = 16, 8
-"""Samples of the pooled signal: half a second, and a quarter, at the paper's 32 Hz."""
-
-
-def eegnet_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int]:
-    """Return the lengths of the temporal kernel and of the first pool in samples.
-
-    Parameters
-    ----------
-    sfreq
-        Sampling rate in Hz.
-    kernels
-        `paper`: 64 and 4 samples at any rate; `rate`: the durations that those have at the paper's 128 Hz (50 and 3
-        samples at 100 Hz).
-    """
-    scale = 1.0 if kernels == "paper" else sfreq / 128.0
-    kernel, pool = (max(1, math.floor(length * scale + 0.5)) for length in (64, 4))
-    return kernel, pool
-
-
-def shortest_window(kernel: int, pool: int) -> int:
-    """Return the samples that a window needs."""
-    pooled = LAST_POOL - 1 + SEPARABLE_KERNEL % 2  # the separable convolution adds a sample if its kernel is even
-    return max(kernel, pooled * pool)
 
 
 class Moments(NamedTuple):
@@ -154,7 +134,7 @@ class EEGNet(Network):
     n_channels, n_times, n_outputs, norm, bins, variance
         See `Network`.
     kernel, pool
-        Lengths in samples; see `eegnet_sizes`.
+        Lengths in samples; see `sizes.eegnet_sizes`.
     filters
         Temporal filters (F1).
     spatial

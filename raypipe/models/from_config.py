@@ -5,13 +5,13 @@ from __future__ import annotations
 from raypipe.core.closed_form_config import ClosedFormConfig, CovarianceConfig, LinearConfig
 from raypipe.core.errors import UserError
 from raypipe.core.model_config import ModelConfig, OwnConfig
-from raypipe.core.network_config import ConformerConfig, EegnetConfig, ShallowConfig, TcnConfig, VitConfig
+from raypipe.core.network_config import EegnetConfig, ShallowConfig, TcnConfig, VitConfig
 from raypipe.models.builders import build_network
 from raypipe.models.closed_form import Bank
-from raypipe.models.conformer import kernel_sizes
 from raypipe.models.covariance import n_groups
-from raypipe.models.eegnet import eegnet_sizes, shortest_window
 from raypipe.models.network import Network
+from raypipe.models.sizes import fitting_kernels, kernel_sizes
+from raypipe.models.window_length import check_length, describe_windows
 
 MAX_PADDING_VALUES = 2**26
 """Values that the dilated convolutions of a TCN add to a window, at most."""
@@ -38,7 +38,8 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
         raise UserError(
             f"{name}: for a regression of one value, and this target has {n_outputs} outputs (leave it out)"
         )
-    _check_length(cfg, n_times, sfreq)
+    check_length(cfg, n_times, sfreq)
+    _check_bands(cfg, n_times, sfreq)
     if isinstance(cfg, CovarianceConfig):
         _check_covariances(cfg, n_channels, n_times, n_outputs, sfreq)
     return build_network(cfg.model_dump(), n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
@@ -61,7 +62,8 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
         if getattr(cfg, name, 0) > MAX_WIDTH:
             raise ValueError(f"model/{name} {getattr(cfg, name)}: at most {MAX_WIDTH:,} is read")
     try:
-        _check_length(cfg, n_times, sfreq)
+        check_length(cfg, n_times, sfreq)
+        _check_bands(cfg, n_times, sfreq)
         if isinstance(cfg, CovarianceConfig):
             _check_covariances(cfg, n_channels, n_times, n_outputs, sfreq)
     except UserError as error:
@@ -78,7 +80,7 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
         return 0
     if isinstance(cfg, ClosedFormConfig):
         return 0
-    kernel, pool, stride = kernel_sizes(sfreq, cfg.kernels)
+    kernel, pool, stride = kernel_sizes(sfreq, fitting_kernels(n_times, sfreq, cfg.kernels))
     if isinstance(cfg, ShallowConfig):
         return 4 * (n_times + 2) * kernel
     tokens = (n_times - kernel + 1 - pool) // stride + 1
@@ -121,27 +123,9 @@ def _bank(cfg: ClosedFormConfig) -> Bank:
     return Bank(cfg.bands, cfg.low, cfg.high, cfg.n_bands)
 
 
-def _check_length(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
-    windows = f"windows of {n_times} samples ({n_times / sfreq:g} s at {sfreq:g} Hz)"
-    if isinstance(cfg, VitConfig) and n_times < 2 * cfg.patch:
-        raise UserError(f"{windows} are too short for two patches of model/patch={cfg.patch} samples")
-    if isinstance(cfg, EegnetConfig):
-        kernel, pool = eegnet_sizes(sfreq, cfg.kernels)
-        if n_times < shortest_window(kernel, pool):
-            raise UserError(
-                f"{windows} are too short for the eegnet's kernel of {kernel} samples and its pools: it needs "
-                f"{shortest_window(kernel, pool)} samples or more"
-            )
+def _check_bands(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
     if isinstance(cfg, CovarianceConfig | LinearConfig):
         needs_bands = isinstance(cfg, CovarianceConfig) or cfg.predictors == "band-power"
         if needs_bands and not _bank(cfg).ranges(n_times, sfreq):
+            windows = describe_windows(n_times, sfreq)
             raise UserError(f"{windows} have no frequency in any band of model/bands={cfg.bands}")
-    if isinstance(cfg, ConformerConfig | ShallowConfig):
-        kernel, pool, _ = kernel_sizes(sfreq, cfg.kernels)
-        shortest = kernel + pool - 1
-        if n_times < shortest:
-            hint = "" if cfg.kernels == "short" else ", or model/kernels=short"
-            raise UserError(
-                f"{windows} are too short for the {cfg.name}'s kernel of {kernel} and pool of {pool} samples: it needs "
-                f"{shortest} samples or more{hint}"
-            )

@@ -30,7 +30,7 @@ class Shallow(Network):
     n_channels, n_times, n_outputs, norm, bins, variance
         See `Network`.
     kernel, pool, stride
-        Lengths in samples; see `conformer.kernel_sizes`.
+        Lengths in samples; see `sizes.kernel_sizes`.
     filters
         Temporal filters, and spatial filters.
     dropout

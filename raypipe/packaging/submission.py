@@ -49,6 +49,7 @@ CODE = (
     "program.py",
     "readout.py",
     "shallow.py",
+    "sizes.py",
     "stacked.py",
     "stem.py",
     "tcn.py",

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from raypipe.models.conformer import FEATURES, Conformer, elu_means, kernel_sizes
+from raypipe.models.conformer import FEATURES, Conformer, elu_means
+from raypipe.models.sizes import fitting_kernels, kernel_sizes
 from raypipe.models.stem import ALGORITHMS
 from raypipe.models.transformer import Block
 
@@ -31,6 +32,13 @@ def test_kernel_sizes_scale_with_the_sampling_rate() -> None:
     assert kernel_sizes(1, "rate") == (1, 1, 1)
     with pytest.raises(ValueError, match="rate, paper, short"):
         kernel_sizes(100, "auto")
+
+
+@pytest.mark.parametrize("kernels", ["paper", "rate", "short"])
+def test_short_windows_have_the_next_shorter_kernels(kernels) -> None:
+    fitting = [fitting_kernels(n_times, 100, kernels) for n_times in (99, 98, 39, 38, 19, 18)]
+    medium = "short" if kernels == "short" else "rate"
+    assert fitting == [kernels, medium, medium, "short", "short", "short"]
 
 
 @pytest.mark.parametrize("features", FEATURES)

@@ -14,9 +14,10 @@ from benchmarks import peers
 from raypipe.core.errors import UserError
 from raypipe.core.network_config import EegnetConfig
 from raypipe.ensembles.soup import update_batchnorm
-from raypipe.models.eegnet import EEGNet, MomentNorm, eegnet_sizes, lag_moments, shortest_window
+from raypipe.models.eegnet import EEGNet, MomentNorm, lag_moments
 from raypipe.models.from_config import build_model, check_sizes
 from raypipe.models.network import DropoutMasks, normalise
+from raypipe.models.sizes import eegnet_sizes, shortest_window
 from raypipe.training.step import frozen_statistics
 from tests.unit.models.plain_networks import PlainEEGNet, copy_in_order
 
@@ -182,8 +183,10 @@ def test_the_shortest_window_works_and_a_shorter_one_is_refused(kernel, pool):
 
 
 def test_windows_and_sizes_that_do_not_fit_are_one_line():
-    with pytest.raises(UserError, match=r"40 samples \(0.4 s at 100 Hz\) are too short for the eegnet's kernel of 50"):
-        build_model(EegnetConfig(), n_channels=4, n_times=40, n_outputs=2, sfreq=100)
+    with pytest.raises(UserError, match=r"20 samples \(0.2 s at 100 Hz\) are too short for the eegnet's pools: .* 21"):
+        build_model(EegnetConfig(), n_channels=4, n_times=20, n_outputs=2, sfreq=100)
+    cut = build_model(EegnetConfig(), n_channels=4, n_times=40, n_outputs=2, sfreq=100)
+    assert cut.kernel == 40 and cut(torch.randn(3, 4, 40)).shape == (3, 2)
     with pytest.raises(ValueError, match="model/spatial 1000: at most"):
         check_sizes(EegnetConfig(filters=10_000, spatial=1_000), n_channels=4, n_times=200, n_outputs=2, sfreq=100)
     assert check_sizes(EegnetConfig(), n_channels=4, n_times=200, n_outputs=2, sfreq=100) == 0

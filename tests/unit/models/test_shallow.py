@@ -82,9 +82,9 @@ def test_shapes_in_training_and_evaluation(options):
 
 def test_windows_too_short_are_one_line():
     with pytest.raises(
-        UserError, match=r"too short for the shallow's kernel of 10 and pool of 30 .* 39 samples or more"
+        UserError, match=r"too short for the shallow's kernel of 10 and pool of 10 .* 19 samples or more"
     ):
-        build_model(ShallowConfig(), n_channels=4, n_times=38, n_outputs=2, sfreq=100)
+        build_model(ShallowConfig(), n_channels=4, n_times=18, n_outputs=2, sfreq=100)
     with pytest.raises(ValueError, match="it needs 26"):
         Shallow(3, 25, 1, **SIZES)
     assert check_sizes(ShallowConfig(), n_channels=4, n_times=200, n_outputs=2, sfreq=100) == 4 * 202 * 10

@@ -10,8 +10,10 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.core.fold_drawing import make_folds
-from raypipe.core.search_space import SearchSpace
+from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.data.target_base import TargetSpec
+from raypipe.models.from_config import build_model
+from raypipe.search.example_configs import example_configs
 from raypipe.search.forecast import Forecast
 from raypipe.search.preflight import check_space
 from raypipe.search.sweep import sweep
@@ -26,7 +28,37 @@ def space(**constants) -> SearchSpace:
 
 def check(chosen, windows):
     folds = make_folds(windows.subjects, windows.targets, classes=bool(windows.classes), n_folds=3, seed=0)
-    check_space(chosen, windows, folds)
+    return check_space(chosen, windows, folds)
+
+
+def short_windows(samples):
+    toy = ToyWindows(subjects=20, each=2)
+    toy.crop_samples = toy.window_samples = samples
+    toy.sfreq = 100.0
+    return toy
+
+
+@pytest.mark.parametrize("samples", [80, 50, 40, 25])
+def test_the_space_to_start_with_fits_the_windows_of_events(samples):
+    """Kernels that are too long for windows give way to shorter ones, which a line says."""
+    chosen, toy = load_space("all_families"), short_windows(samples)
+    lines = check(chosen, toy)
+    for config in example_configs(chosen):
+        build_model(config.model, n_channels=4, n_times=samples, n_outputs=2, sfreq=100.0)
+    assert len(lines) == {80: 2, 50: 2, 40: 3, 25: 5}[samples]
+    used = "rate" if samples >= 39 else "short"
+    windows = f"windows of {samples} samples ({samples / 100:g} s at 100 Hz) are too short for"
+    assert f"{windows} model/kernels=paper of the shallow, which uses those of '{used}' instead" in lines
+    assert check(chosen, short_windows(99)) == []
+
+
+def test_a_network_that_windows_are_too_short_for_is_refused():
+    message = r"^space.py: windows of 18 samples \(0.18 s at 100 Hz\) are too short for the shallow's kernel of 10"
+    with pytest.raises(UserError, match=message):
+        check(SearchSpace("def space(trial):\n    return {'model/name': 'shallow'}\n", "space.py"), short_windows(18))
+    message = r"^all_families: windows of 20 samples .* too short for the eegnet's pools: it needs 21 samples or more$"
+    with pytest.raises(UserError, match=message):
+        check(load_space("all_families"), short_windows(20))
 
 
 def test_few_people_do_not_choose_epochs():
