@@ -19,6 +19,7 @@ from raypipe.ensembles.baselines import Baseline, baseline_rows, best_baseline
 from raypipe.ensembles.calibration import calibrate_across, scored_rows
 from raypipe.ensembles.candidates import Candidates, read_candidates
 from raypipe.ensembles.choice import ALL, FittedMethods, ShippedMembers, fit_methods, shipped_members
+from raypipe.ensembles.comparisons import level_of_best
 from raypipe.ensembles.distillation import choose_student, distill
 from raypipe.ensembles.evaluation_log import Evaluations, record_evaluation
 from raypipe.ensembles.families import describe_families
@@ -27,6 +28,7 @@ from raypipe.ensembles.held_out import (
     HeldOutPredictions,
     calibrate_rows,
     difference_to_best,
+    nested_to_baseline,
     predict_held_out,
     table_rows,
 )
@@ -34,7 +36,7 @@ from raypipe.ensembles.held_out_record import HeldOut
 from raypipe.ensembles.members import CPU, MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, SizeScore, error_correlations, score_by_ensemble_size
-from raypipe.ensembles.outcome import Outcome
+from raypipe.ensembles.outcome import ChosenBaseline, Outcome
 from raypipe.ensembles.output_scores import score_outputs, sentence
 from raypipe.ensembles.people import fit_people
 from raypipe.ensembles.reliability import Reliability, reliability_of
@@ -153,6 +155,7 @@ def _outcome(
     baselines: list[Baseline],
 ) -> Outcome:
     """Return what the verdict is written from."""
+    by_subject = is_by_subject(table)
     distilled = shipped.merged is not None and shipped.merged.distilled
     return Outcome(
         table=table,
@@ -161,13 +164,24 @@ def _outcome(
         method=fits.chosen,
         candidates=len(candidates.members),
         alone=shipped.alone,
-        to_best=difference_to_best(candidates, rows, fits.chosen, by_subject=is_by_subject(table)),
+        to_best=difference_to_best(candidates, rows, fits.chosen, by_subject=by_subject),
         nested_scores=_scores_of_choice(candidates, fits) if fits.chosen_by_score else None,
         distilled=distilled,
-        baseline=best_baseline(baselines, table, candidates.run.info.metric),
+        baseline=_chosen_baseline(candidates, rows, table, baselines),
         evaluations=evaluations,
         notes=[] if distilled else fits.notes(candidates),
     )
+
+
+def _chosen_baseline(
+    candidates: Candidates, rows: Mapping[str, RowPredictions], table: pd.DataFrame, baselines: list[Baseline]
+) -> ChosenBaseline | None:
+    name, choices = best_baseline(baselines, table, candidates.run.info.metric), sum(one.usable for one in baselines)
+    if name is None:
+        return None
+    level = level_of_best(choices)
+    nested = nested_to_baseline(candidates, rows, name, level, by_subject=is_by_subject(table))
+    return ChosenBaseline(name, choices, nested)
 
 
 def _scores_of_choice(candidates: Candidates, fits: FittedMethods) -> dict[str, float]:

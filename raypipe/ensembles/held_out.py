@@ -134,6 +134,19 @@ def difference_to_best(
     return difference_interval(metric, held_out, *(row.decided(metric).held_out for row in pair))
 
 
+def nested_to_baseline(
+    candidates: Candidates, rows: Mapping[str, RowPredictions], baseline: str, level: float, *, by_subject: bool
+) -> Interval | None:
+    """Return the nested interval of a baseline minus what is shipped; None where either has no nested predictions."""
+    metric, search = candidates.run.info.metric, candidates.search
+    pair = [rows[baseline], rows.get(DISTILLED, rows[ENSEMBLE])]
+    if by_subject:
+        pair = [mean_row(row, search, candidates.held_out) for row in pair]
+        search = search.per_subject()
+    nested, shipped = (row.decided(metric).nested for row in pair)
+    return None if nested is None or shipped is None else difference_interval(metric, search, nested, shipped, level)
+
+
 def calibrate_rows(
     like: MemberPredictions, rows: Mapping[str, RowPredictions]
 ) -> tuple[dict[str, RowPredictions], Calibration | None]:

@@ -14,6 +14,18 @@ from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE
 
 
+class ChosenBaseline(NamedTuple):
+    """The best classical baseline out of fold."""
+
+    name: str
+    """Its row."""
+    choices: int
+    """Baselines that it is the best of."""
+    nested: Interval | None
+    """Nested interval of its score minus that of what is shipped, at `comparisons.level_of_best`; None where there is
+    no such score."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Scores and choices that a verdict is written from."""
@@ -33,8 +45,8 @@ class Outcome:
     nested_scores: Mapping[str, float] | None = None
     """By method that was chosen among, of calibrated predictions; None if the user chose it."""
     distilled: bool = False
-    baseline: str | None = None
-    """Row of the best classical baseline (`baselines.best_baseline`); None where there is none."""
+    baseline: ChosenBaseline | None = None
+    """None where there is none with a score."""
     evaluations: Evaluations = field(default_factory=Evaluations)
     """How often the held-out subjects were scored, this time included."""
     notes: Sequence[str] = field(default_factory=list)

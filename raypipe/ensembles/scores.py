@@ -279,9 +279,9 @@ def score_interval(metric: str, evaluation: EvaluationSet, predictions: Array) -
     )
 
 
-def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> Interval:
+def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array, level: float = 0.95) -> Interval:
     """Return the bootstrap interval of ``score(a) - score(b)``; NaN if subjects or groups are too few."""
     metric_of = within_folds(metric, evaluation.folds)
     return bootstrap_difference(
-        metric_of, evaluation.targets, a, b, evaluation.units, cross_validated=evaluation.cross_validated
+        metric_of, evaluation.targets, a, b, evaluation.units, level=level, cross_validated=evaluation.cross_validated
     )

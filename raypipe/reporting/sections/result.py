@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.candidates import best_trials
+from raypipe.ensembles.comparisons import level_of_best
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import calibration_note, class_frequency_note, metric_label, resampled
@@ -32,6 +33,7 @@ def _unfitted_section(run: RunStore) -> Markup:
 
 
 def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
+    choices = sum(one.usable for one in ensemble.baselines)
     last_oof = float(ensemble.table["oof"].iloc[-1])
     return render_template(
         "result",
@@ -49,6 +51,7 @@ def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
         resampled=resampled(*map(int, ensemble.table[["subjects", "units"]].iloc[0])),
         scored=run.scored,
         baselines=bool(ensemble.baselines),
+        choice_level=f"{100 * level_of_best(choices):.3g}" if choices > 1 else "",
         notes=[
             *ensemble.notes,
             *calibration_note(run.info.metric, run.info.kind),

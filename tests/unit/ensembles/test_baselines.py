@@ -10,7 +10,7 @@ import pytest
 
 from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles import baselines
+from raypipe.ensembles import baselines, fit
 from raypipe.ensembles.baselines import Baseline, BaselineData, baseline_rows, best_baseline
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.reporting.sections.result import result_section
@@ -59,9 +59,24 @@ def test_baselines_stand_in_the_answer_with_intervals_and_paired_differences(sim
     assert row["to_shipped"] == pytest.approx(row["held_out"] - ensemble.table.at["ensemble", "held_out"])
     assert row["nested_to_shipped"] == pytest.approx(row["nested"] - ensemble.table.at["ensemble", "nested"])
     assert row["nested_to_shipped_low"] < row["nested_to_shipped"] < row["nested_to_shipped_high"]
+    assert "98.3 % CI" in ensemble.verdict
     shown = str(result_section(simulated.run, ensemble))
+    assert "an interval of 98.3 % there" in shown
     assert "ridge on age alone (no EEG)" in shown and f"{row['nested']:.3f}\n" in shown
     assert f"{ensemble.table.at['ensemble', 'nested']:.3f}" in shown
+
+
+def test_the_interval_of_the_best_of_three_baselines_is_that_of_one_but_for_its_level(simulated, monkeypatch):
+    found = []
+    monkeypatch.setattr(fit, "write_verdict", lambda outcome: found.append(outcome) or ("", []))
+    simulated.ensemble(top=2)
+    monkeypatch.setattr(fit, "level_of_best", lambda choices: 0.95)
+    simulated.ensemble(top=2)
+    best, one = (outcome.baseline for outcome in found)
+    row = found[0].table.loc[one.name]
+    assert (one.choices, one.name) == (3, best.name)
+    assert list(one.nested[:2]) == pytest.approx(list(row[["nested_to_shipped_low", "nested_to_shipped_high"]]))
+    assert best.nested.low < one.nested.low < row["nested_to_shipped"] < one.nested.high < best.nested.high
 
 
 def test_age_is_no_baseline_of_itself(tmp_path, monkeypatch):

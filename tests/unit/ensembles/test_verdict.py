@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from raypipe.core.bootstrap import Interval
-from raypipe.ensembles.comparisons import gap_note
+from raypipe.ensembles.comparisons import gap_note, level_of_best
 from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.fit import fit_ensemble
-from raypipe.ensembles.outcome import Outcome
+from raypipe.ensembles.outcome import ChosenBaseline, Outcome
 from raypipe.ensembles.verdict import held_out_evidence, soup_notes, write_verdict
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.model_card import model_card
@@ -220,8 +220,12 @@ def test_groups_of_subjects_are_what_is_counted():
 # Beside the best classical baseline
 
 
-def beside(nested, held_out, metric="auc", units=8, value=None, **changes) -> tuple[str, list[str]]:
-    """Return verdict and notes where the baseline differs from what is shipped by these intervals."""
+def beside(nested, held_out, metric="auc", units=8, value=None, of_three=None, **changes) -> tuple[str, list[str]]:
+    """Return verdict and notes where the baseline differs from what is shipped by these intervals.
+
+    `of_three` is the nested one of the best of three baselines.
+    """
+    baseline = ChosenBaseline("ridge on x", 3 if of_three else 1, Interval(*(of_three or nested), 2000))
     row = {"held_out": 0.85, "low": 0.7, "high": 0.95, "difference_low": 0.1, "difference_high": 0.4}
     row |= {
         "nested": 0.8,
@@ -236,7 +240,7 @@ def beside(nested, held_out, metric="auc", units=8, value=None, **changes) -> tu
         other |= {name: (low + high) / 2 if value is None else value, f"{name}_low": low, f"{name}_high": high}
     rows = {"ensemble": row, "best single trial": row, "distilled": row, "ridge on x": other, "training mean": row}
     table = pd.DataFrame(rows).T
-    outcome = Outcome(table, metric, "events:a,b", "best", 1, baseline="ridge on x", **changes)
+    outcome = Outcome(table, metric, "events:a,b", "best", 1, baseline=baseline, **changes)
     return write_verdict(outcome)
 
 
@@ -255,6 +259,19 @@ def test_a_baseline_that_is_better_is_the_first_sentence_with_names_and_numbers(
     )
 
 
+def test_the_best_of_three_baselines_is_better_by_an_interval_that_allows_for_the_choice():
+    first, second, *_ = sentences(beside((0.02, 0.14), (-0.05, 0.17), of_three=(-0.01, 0.17))[0])
+    assert first.startswith("On 8 held-out subjects")
+    assert second.startswith(
+        "No detectable difference between the ensemble and a classical baseline, ridge on x (the CI"
+    )
+    assert "(difference -0.080, 98.3 % CI -0.170 to +0.010); held-out" in second
+    assert "95 % CI -0.170 to +0.050" in second, "held-out scores choose nothing"
+    first = sentences(beside((0.02, 0.14), (-0.05, 0.17), of_three=(0.01, 0.15))[0])[0]
+    assert first.startswith("A classical baseline, ridge on x, is better") and "98.3 % CI +0.010 to +0.150" in first
+    assert [level_of_best(choices) for choices in (1, 2)] == [0.95, 0.975]
+
+
 def test_scores_that_disagree_on_a_baseline_are_the_first_sentence_with_what_is_shipped_first():
     first = sentences(beside((-0.2, -0.1), (0.02, 0.1))[0])[0]
     assert first.startswith(
@@ -267,7 +284,7 @@ def test_a_baseline_within_noise_comes_second_and_scores_are_in_the_order_of_the
     first, second, *_ = sentences(beside((-0.02, 0.14), (-0.05, 0.17))[0])
     assert first.startswith("On 8 held-out subjects")
     assert second.startswith(
-        "No detectable difference between the ensemble and a classical baseline, ridge on x (95 % CI includes 0): "
+        "No detectable difference between the ensemble and a classical baseline, ridge on x (the CI includes 0): "
         "nested AUC 0.800 against 0.880 (difference -0.060, 95 % CI -0.140 to +0.020)"
     )
 
