@@ -106,7 +106,8 @@ def _pairs(outcome: Outcome, baseline: ChosenBaseline) -> list[Pair]:
         if where == "nested" and baseline.nested is not None:
             low, high, level = -baseline.nested.low, -baseline.nested.high, level_of_best(baseline.choices)
         if not math.isnan(value):
-            found.append(Pair(where, row[score], shipped[score], value, *sorted((low, high)), level))
+            low, high = sorted((low, high))
+            found.append(Pair(where, row[score], shipped[score], value, low, high, level))
     return found
 
 

@@ -118,7 +118,7 @@ def fit_ensemble(
         verdict=verdict,
         notes=[*unfinished, *sentence(outputs, run.info.metric), *notes, *candidates.pool.undefined_choices()],
         outputs=outputs,
-        held_out=_held_out_record(candidates, rows, held_out, shipped, by_subject=is_by_subject(table)),
+        held_out=_held_out_record(candidates, rows, held_out, shipped, list(baselines), table),
         held_out_evaluations=evaluations.times,
         diversity=_diversity(candidates),
         families=describe_families(candidates, fits, shipped),
@@ -216,14 +216,16 @@ def _held_out_record(
     rows: Mapping[str, RowPredictions],
     held_out: HeldOutPredictions,
     shipped: ShippedMembers,
-    *,
-    by_subject: bool,
+    baselines: list[Baseline],
+    table: pd.DataFrame,
 ) -> HeldOut:
-    """Return the held-out predictions of what is shipped, and of its members."""
+    """Return the held-out predictions of what is shipped, of its members and of the baselines."""
     search, evaluation = candidates.search, candidates.held_out
-    targets = (search.per_subject() if by_subject else search).targets
+    targets = (search.per_subject() if is_by_subject(table) else search).targets
     metric, kind, n_classes, _ = candidates.scoring
-    shipped_row = rows.get(DISTILLED, rows[ENSEMBLE])
+    shipped_row, own = rows.get(DISTILLED, rows[ENSEMBLE]), [rows[one.name] for one in baselines]
+    n, n_outputs = shipped_row.held_out.shape
+    weights = [np.ones(n_outputs) if row.weights is None else row.weights for row in own]
     return HeldOut(
         windows=candidates.run.folds.held_out_index(candidates.windows.subjects),
         subjects=np.array([str(subject) for subject in evaluation.subjects]),
@@ -232,4 +234,6 @@ def _held_out_record(
         predictions=shipped_row.held_out.astype(np.float32),
         trials=held_out.members_MFNO[shipped.indices].mean(axis=1).astype(np.float32),
         constant=constant_prediction(kind, targets, 1, n_classes, metric)[0],
+        baselines=np.array([row.held_out for row in own], np.float32).reshape(len(own), n, n_outputs),
+        baseline_weights=np.array(weights, np.float64).reshape(len(own), n_outputs),
     )

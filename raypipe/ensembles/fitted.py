@@ -61,7 +61,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/10"] = "raypipe-ensemble/10"
+    format: Literal["raypipe-ensemble/11"] = "raypipe-ensemble/11"
     created: float
     """Unix time."""
     method: str
@@ -254,7 +254,8 @@ class Ensemble:
         if record is None:
             raise UserError(f"{run.where}: no ensemble yet; fit one with: raypipe ensemble RUN")
         try:
-            held_out = HeldOut.from_npz(_read_checked(run, record, ARRAYS), n_members=len(record.trials))
+            arrays, counts = _read_checked(run, record, ARRAYS), (len(record.trials), len(record.baselines))
+            held_out = HeldOut.from_npz(arrays, n_members=counts[0], n_baselines=counts[1])
             merged = MergedNetworks.load(run, record.soup) if record.soup else None
         except (ValueError, OSError) as error:
             raise UserError(

@@ -144,7 +144,9 @@ def nested_to_baseline(
         pair = [mean_row(row, search, candidates.held_out) for row in pair]
         search = search.per_subject()
     nested, shipped = (row.decided(metric).nested for row in pair)
-    return None if nested is None or shipped is None else difference_interval(metric, search, nested, shipped, level)
+    return (
+        None if nested is None or shipped is None else difference_interval(metric, search, nested, shipped, level=level)
+    )
 
 
 def calibrate_rows(

@@ -20,6 +20,8 @@ _ARRAY_KINDS = {
     "predictions": "f",
     "trials": "f",
     "constant": "f",
+    "baselines": "f",
+    "baseline_weights": "f",
 }
 """Kinds of NumPy types of the arrays of `HeldOut`."""
 
@@ -42,9 +44,13 @@ class HeldOut:
     """(M, N, outputs): mean over the fold models of each member."""
     constant: NDArray[np.float64]
     """(outputs,): the prediction without EEG, such as the mean of the search people, or of their windows."""
+    baselines: NDArray[np.float32]
+    """(B, N, outputs) predictions of each classical baseline."""
+    baseline_weights: NDArray[np.float64]
+    """(B, outputs): the weights of classes that each baseline decides by; ones of values."""
 
     @classmethod
-    def from_npz(cls, data: bytes, *, n_members: int) -> HeldOut:
+    def from_npz(cls, data: bytes, *, n_members: int, n_baselines: int) -> HeldOut:
         """Read the content of a ``.npz`` file.
 
         Raises
@@ -68,6 +74,8 @@ class HeldOut:
             "predictions": (n, n_outputs),
             "trials": (n_members, n, n_outputs),
             "constant": (n_outputs,),
+            "baselines": (n_baselines, n, n_outputs),
+            "baseline_weights": (n_baselines, n_outputs),
         }
         for name, shape in shapes.items():
             if arrays[name].shape != shape:

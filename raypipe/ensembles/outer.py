@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from raypipe.core.folds import Index
 from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level
 from raypipe.core.metrics import constant_prediction, get_metric
 from raypipe.core.progress import Progress
+from raypipe.ensembles.comparisons import BaselineComparison, Pair, describe_pairs, level_of_best
 from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.evaluation_log import OPTIMISTIC, UNCOUNTED, read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble, read_ensemble_record
 from raypipe.ensembles.labels import describe_interval, describe_target, metric_label, resampled, with_article
+from raypipe.ensembles.nested_cv import best_name
 from raypipe.ensembles.outcome import side_of
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, EvaluationSet, difference_interval, score_interval
 from raypipe.ensembles.unfinished import require_ended
@@ -61,6 +63,8 @@ class OuterScores:
 
     That of the other parts' subjects would be lowest where targets are high: small parts would beat it by chance.
     """
+    baselines: dict[str, NDArray[np.float64]]
+    """Predictions (rows, outputs) of each classical baseline that a scorer can use, fitted on the other parts."""
     decision_weights: NDArray[np.float64] | None
     """(parts, K): the weights of classes that each part's ensemble decides by; None of values."""
     by_part: pd.DataFrame
@@ -78,22 +82,22 @@ class OuterScores:
     @property
     def score(self) -> float:
         """Score of all subjects. Metrics that only rank are taken within each part and averaged."""
-        return self._set.score(self.metric, self.rows.predictions)
+        return self.evaluation_set.score(self.metric, self.rows.predictions)
 
     @property
     def interval(self) -> Interval:
         """95 % interval of `score` over subjects, or their groups."""
-        return score_interval(self.metric, self._set, self.rows.predictions)
+        return score_interval(self.metric, self.evaluation_set, self.rows.predictions)
 
     @property
     def constant(self) -> float:
         """Score of the predictor without EEG."""
-        return self._set.score(self.metric, self.constant_predictions)
+        return self.evaluation_set.score(self.metric, self.constant_predictions)
 
     @property
     def difference(self) -> Interval:
         """95 % interval of the difference to the predictor without EEG."""
-        return difference_interval(self.metric, self._set, self.rows.predictions, self.constant_predictions)
+        return difference_interval(self.metric, self.evaluation_set, self.rows.predictions, self.constant_predictions)
 
     @property
     def subjects(self) -> int:
@@ -107,7 +111,8 @@ class OuterScores:
         return np.array([group_of[str(subject)] for subject in self.rows.subjects])
 
     @property
-    def _set(self) -> EvaluationSet:
+    def evaluation_set(self) -> EvaluationSet:
+        """What predictions of `rows` are scored on."""
         return EvaluationSet(self.rows.targets, self.rows.subjects, self.rows.folds, self.units, cross_validated=True)
 
 
@@ -193,11 +198,9 @@ def read_scores(outer: OuterRun) -> OuterScores:
     ensembles = [Ensemble.load(run) for run in runs]
     pooled = _pool(ensembles)
     level = level_of(pooled.subjects, pooled.targets)
-    rows = rows_at_level(level, pooled.targets, pooled.subjects, pooled.parts, pooled.predictions)
     info = outer.info
     weights_PK = np.array([each.decision_weights for each in ensembles]) if info.classes else None
-    if weights_PK is not None and get_metric(info.metric).reads == "classes":
-        rows = rows._replace(predictions=decide(rows.predictions, weights_PK[rows.folds - 1]))
+    rows = _scored_rows(info.metric, level, pooled, weights_PK)
     return OuterScores(
         metric=info.metric,
         level=level,
@@ -206,6 +209,7 @@ def read_scores(outer: OuterRun) -> OuterScores:
         constant_predictions=constant_prediction(
             info.kind, rows.targets, len(rows.targets), len(info.classes), info.metric
         ),
+        baselines=_baselines(ensembles, info.metric, level, pooled),
         decision_weights=weights_PK,
         by_part=_table_of_parts(ensembles),
         parameters=_parameters(ensembles),
@@ -228,6 +232,32 @@ def _pool(ensembles: list[Ensemble]) -> PooledPredictions:
         parts=np.concatenate([np.full(len(one.targets), number) for number, one in enumerate(held, start=1)]),
         predictions=joined("predictions"),
     )
+
+
+def _scored_rows(
+    metric: str, level: Level, pooled: PooledPredictions, weights_PK: NDArray[np.float64] | None
+) -> ScoredRows:
+    """Return the predictions at a level; for a metric of classes, those that each part's weights decide for."""
+    rows = rows_at_level(level, pooled.targets, pooled.subjects, pooled.parts, pooled.predictions)
+    if weights_PK is None or get_metric(metric).reads != "classes":
+        return rows
+    return rows._replace(predictions=decide(rows.predictions, weights_PK[rows.folds - 1]))
+
+
+def _baselines(
+    ensembles: list[Ensemble], metric: str, level: Level, pooled: PooledPredictions
+) -> dict[str, NDArray[np.float64]]:
+    """Return `OuterScores.baselines`: those that every part has."""
+    places = [{one.name: place for place, one in enumerate(each.baselines) if one.usable} for each in ensembles]
+    found = {}
+    for name in places[0]:
+        if all(name in each for each in places):
+            own = [(each.held_out, place[name]) for each, place in zip(ensembles, places, strict=True)]
+            predictions = np.concatenate([held.baselines[place] for held, place in own])
+            weights_PK = np.array([held.baseline_weights[place] for held, place in own])
+            rows = _scored_rows(metric, level, replace(pooled, predictions=predictions), weights_PK)
+            found[name] = rows.predictions.astype(np.float64)
+    return found
 
 
 def _table_of_parts(ensembles: list[Ensemble]) -> pd.DataFrame:
@@ -257,7 +287,31 @@ def _notes(ensembles: list[Ensemble]) -> list[str]:
 
 
 def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
-    """Write the result in a sentence."""
+    """Write the result in a sentence, and another on the best classical baseline: the first if that is better."""
+    sentence, baseline = _score_sentence(outer, scores), compare_with_baseline(scores)
+    if baseline is None:
+        return sentence
+    return " ".join([baseline.sentence, sentence] if baseline.side < 0 else [sentence, baseline.sentence])
+
+
+def compare_with_baseline(scores: OuterScores) -> BaselineComparison | None:
+    """Compare the ensembles with the best classical baseline on all subjects; None where a score is undefined.
+
+    The interval of the paired difference is widened for the choice among the baselines (`level_of_best`).
+    """
+    metric, subjects = scores.metric, scores.evaluation_set
+    values = {name: subjects.score(metric, each) for name, each in scores.baselines.items()}
+    known = {name: value for name, value in values.items() if not np.isnan(value)}
+    if not known or np.isnan(scores.score):
+        return None
+    name, level = best_name(known, metric), level_of_best(len(scores.baselines))
+    found = difference_interval(metric, subjects, scores.rows.predictions, scores.baselines[name], level=level)
+    difference = scores.score - known[name]
+    pair = Pair("held-out", known[name], scores.score, difference, found.low, found.high, level)
+    return describe_pairs([pair], metric, name, "the ensembles", "They are")
+
+
+def _score_sentence(outer: OuterRun, scores: OuterScores) -> str:
     n, label, target = scores.subjects, metric_label(scores.metric), describe_target(outer.info.target)
     inner, difference = scores.interval, scores.difference
     reached = (

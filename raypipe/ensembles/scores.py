@@ -279,7 +279,7 @@ def score_interval(metric: str, evaluation: EvaluationSet, predictions: Array) -
     )
 
 
-def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array, level: float = 0.95) -> Interval:
+def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array, *, level: float = 0.95) -> Interval:
     """Return the bootstrap interval of ``score(a) - score(b)``; NaN if subjects or groups are too few."""
     metric_of = within_folds(metric, evaluation.folds)
     return bootstrap_difference(

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.outputs import as_columns
 from raypipe.core.text import format_value
-from raypipe.ensembles.fitted import Ensemble, read_ensemble_record
+from raypipe.ensembles.comparisons import level_of_best
+from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.ensembles.labels import describe_target, metric_label, resampled
 from raypipe.ensembles.outer import OuterScores, read_scores, write_verdict
+from raypipe.ensembles.scores import difference_interval, score_interval
 from raypipe.reporting.page import (
     FigureBlock,
     Panel,
@@ -109,7 +112,8 @@ def _render(outer: OuterRun, scores: OuterScores) -> str:
         scores=_score_table(scores, metric),
         notes=scores.notes,
         parts=_part_table(scores.by_part, metric),
-        baselines=_baseline_table(outer, scores),
+        baselines=_baseline_table(scores, metric),
+        choice_level=f"{100 * level_of_best(len(scores.baselines)):.3g}",
         parameters=_parameter_table(scores.parameters),
         figure=_figure(outer, scores, metric),
     )
@@ -148,27 +152,24 @@ def _part_table(by_part: pd.DataFrame, metric: str) -> Table:
     return Table(head, rows, {0, 2})
 
 
-def _usable_baselines(run: RunStore) -> dict[str, float]:
-    """Return the held-out score of each classical baseline of a part, and of the predictor without EEG."""
-    ensemble = Ensemble.load(run)
-    names = [one.name for one in ensemble.baselines if one.usable]
-    scores = {str(name): float(value) for name, value in ensemble.table["held_out"].items()}
-    return {name: scores[name] for name in [*names, str(ensemble.table.index[-1])]}
+def _baseline_table(scores: OuterScores, metric: str) -> Table | None:
+    """Return the scores of classical baselines on all subjects, beside that of the ensembles."""
+    rows = []
+    for name, each in {"ensemble of each part": scores.rows.predictions, **scores.baselines}.items():
+        value = scores.evaluation_set.score(scores.metric, each)
+        inner = score_interval(scores.metric, scores.evaluation_set, each)
+        rows.append([name, format_score(value), format_interval(inner.low, inner.high), _to_ensembles(scores, each)])
+    rows[0][-1] = ""
+    head = ["predictor", f"{metric} of {scores.subjects} subjects", "95 % interval", "difference from the ensembles"]
+    return Table(head, rows) if scores.baselines else None
 
 
-def _baseline_table(outer: OuterRun, scores: OuterScores) -> Table | None:
-    """Return the held-out scores of linear models in each part, beside those of the ensembles."""
-    by_part = {number: _usable_baselines(run) for number, run in enumerate(outer.runs, start=1)}
-    if not all(by_part.values()):
-        return None
-    table = pd.DataFrame(by_part)
-    table.loc["ensemble"] = scores.by_part["score"]
-    table = table.loc[["ensemble", *(name for name in table.index if name != "ensemble")]]
-    rows = [
-        [str(name), *(format_score(value) for value in (*row, row.mean()))]
-        for name, row in zip(table.index, table.to_numpy(dtype=float), strict=True)
-    ]
-    return Table(["predictor", *(f"part {number}" for number in table.columns), "mean"], rows)
+def _to_ensembles(scores: OuterScores, predictions: NDArray[np.float64]) -> str:
+    """Return the paired difference of predictions to those of the ensembles, with its interval."""
+    metric, subjects, ours = scores.metric, scores.evaluation_set, scores.rows.predictions
+    value = subjects.score(metric, predictions) - subjects.score(metric, ours)
+    found = difference_interval(metric, subjects, predictions, ours)
+    return f"{format_score(value, sign=True)} ({format_interval(found.low, found.high, sign=True)})"
 
 
 def _parameter_table(parameters: pd.DataFrame) -> Table | None:

@@ -15,13 +15,19 @@ from raypipe import CrossValidation
 from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.levels import ScoredRows
-from raypipe.core.metrics import constant_prediction, score
+from raypipe.core.metrics import constant_prediction, get_metric, score
 from raypipe.core.options import MAX_SEED
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.outer import OuterScores, PooledPredictions, _table_of_parts, write_verdict
+from raypipe.ensembles.outer import (
+    OuterScores,
+    PooledPredictions,
+    _table_of_parts,
+    compare_with_baseline,
+    write_verdict,
+)
 from raypipe.reporting.compare_outer import compare_outer
 from raypipe.search.outer import resume_outer
 from raypipe.storage.files import open_folder
@@ -90,14 +96,15 @@ def test_status_verdict_and_report(made, tmp_path):
     lines = made.status().splitlines()
     assert lines[1] == "  part-1: " + lines[1][10:] and "2 of 2 trials" in lines[1] and "equal" in lines[1]
     assert lines[-1].strip() == made.verdict
-    assert made.verdict.startswith("Over all 9 subjects, each predicted by a search that has not seen them")
+    assert "Over all 9 subjects, each predicted by a search that has not seen them" in made.verdict
     html = (tmp_path / "r.html").resolve()
     assert made.report(html) == str(html)
     text = html.read_text()
     assert "Every subject was held out once" in text and "optim/lr" in text and text.count("<tr>") > 9
     assert "could not be drawn" not in text
     model = "ridge" if made.store.info.kind == "regression" else "logistic regression"
-    assert f"<td>{model} on band power</td>" in text and text.count('<th scope="col" class="number">mean</th>') == 1
+    assert f"<td>{model} on band power</td>" in text and "difference from the ensembles</th>" in text
+    assert f"{model} on " in made.verdict and f"{model} on " in text.partition("</div>")[0], "with the numbers of all"
 
 
 def test_every_look_after_the_first_is_noted_wherever_the_score_is_shown(made, copied, tmp_path, capsys):
@@ -140,7 +147,8 @@ def one_person_each(made: CrossValidation, classes_S, p_SK) -> OuterScores:
     pooled = PooledPredictions(np.arange(len(people)), people, people, classes_S, parts, p_SK)
     rows = ScoredRows(classes_S, people, parts, p_SK)
     constant = constant_prediction("classification", classes_S, len(people), 2)
-    return replace(made.scores, metric="auc", level="person", pooled=pooled, rows=rows, constant_predictions=constant)
+    changes = {"pooled": pooled, "rows": rows, "constant_predictions": constant, "baselines": {}}
+    return replace(made.scores, metric="auc", level="person", **changes)
 
 
 def test_the_prediction_without_eeg_is_one_of_all_people(made):
@@ -162,6 +170,46 @@ def test_a_perfect_model_with_one_person_in_each_part_generalizes(made):
     assert write_verdict(made.store, right).endswith("better than chance (0.5): it generalizes to new people.")
     few = one_person_each(made, classes_S[:6], 0.1 + 0.8 * np.eye(2)[classes_S[:6]])
     assert "6 subjects are too few" in write_verdict(made.store, few)
+
+
+def test_baselines_are_scored_on_all_people_by_those_of_the_part_that_holds_them_out(made):
+    scores, parts = made.scores, [Ensemble.load(run.store) for run in made.parts]
+    usable = [one.name for one in parts[0].baselines if one.usable]
+    assert list(scores.baselines) == usable and usable
+    for name, predictions in scores.baselines.items():
+        for number, part in enumerate(parts, start=1):
+            own = scores.rows.folds == number
+            found = score(scores.metric, scores.rows.targets[own], predictions[own])
+            assert found == pytest.approx(part.table.at[name, "held_out"], abs=1e-5)
+    best = max(usable, key=lambda name: -get_metric(scores.metric).sign * table_score(scores, name))
+    compared = compare_with_baseline(scores)
+    assert f", {best}" in compared.sentence and f"{table_score(scores, best):.3f}" in compared.sentence
+
+
+def table_score(scores: OuterScores, name: str) -> float:
+    return scores.evaluation_set.score(scores.metric, scores.baselines[name])
+
+
+@pytest.mark.parametrize("made", ["classes"], indirect=True)
+def test_a_baseline_that_is_better_on_all_people_is_the_first_sentence(made):
+    rng, classes_S = np.random.default_rng(0), np.arange(24) % 2
+    right, noise_S = 0.1 + 0.8 * np.eye(2)[classes_S], rng.uniform(size=24)
+    noise = np.c_[1 - noise_S, noise_S]
+    worse = replace(one_person_each(made, classes_S, noise), baselines={"ridge on x": right, "ridge on y": noise})
+    verdict = write_verdict(made.store, worse)
+    assert verdict.startswith(
+        "A classical baseline, ridge on x, is better than the ensembles: held-out AUC 1.000 against "
+    )
+    assert "97.5 % CI +" in verdict and "Over all 24 subjects" in verdict
+    better = replace(one_person_each(made, classes_S, right), baselines={"ridge on x": noise})
+    first, second = write_verdict(made.store, better).split("new people. ")
+    assert first.startswith("Over all") and second.startswith("They are better than the best classical baseline, ridge")
+    same = replace(one_person_each(made, classes_S, right), baselines={"ridge on x": right})
+    assert "No detectable difference between the ensembles and a classical baseline" in write_verdict(made.store, same)
+    few = replace(one_person_each(made, classes_S[:4], right[:4]), baselines={"ridge on x": noise[:4]})
+    assert "Too few subjects to compare the ensembles with a classical baseline" in write_verdict(made.store, few)
+    unknown = replace(better, baselines={"ridge on x": np.full((24, 2), np.nan)})
+    assert "baseline" not in write_verdict(made.store, unknown)
 
 
 def test_the_next_step_is_named_until_there_is_a_score(copied):

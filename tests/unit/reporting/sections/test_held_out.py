@@ -37,6 +37,8 @@ def held_out_of(ensemble, n_people, each=5, *, classes=2, of_people=True):
         predictions=predictions,
         trials=predictions[None],
         constant=np.full(classes, 1 / classes),
+        baselines=predictions[None],
+        baseline_weights=np.ones((1, classes)),
     )
     table = ensemble.table.assign(**({"window_held_out": 0.5} if of_people else {}))
     table = table if of_people else table.drop(columns=[c for c in table if c.startswith("subject_")])
