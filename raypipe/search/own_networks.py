@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,10 +18,15 @@ from raypipe.core.random_streams import seeded
 from raypipe.data.window_store import WindowStore
 from raypipe.models.from_config import build_model
 from raypipe.models.own import OwnNetwork
+from raypipe.search.kept_state import changed, integers
+from raypipe.training import checkpoint
+from raypipe.training.finetuning import initial_id
 from raypipe.training.sampling import even_batches
 
 TOLERANCE = 1e-4
-"""Largest difference of outputs that should be equal, relative to their scale."""
+"""Largest difference of outputs that should be equal up to rounding, relative to their scale."""
+STEPS = 3
+"""Steps of training."""
 _CPU = torch.device("cpu")
 
 Shape = tuple[int, int, int, float]
@@ -31,7 +36,8 @@ Shape = tuple[int, int, int, float]
 def check_own_networks(configs: Iterable[TrialConfig], windows: WindowStore, folds: FoldMap) -> list[str]:
     """Check every network of a user's in some configurations.
 
-    Each is made, trained for a pass on the smallest batch that an epoch may give, and asked for predictions.
+    Each is made, trained for some steps on the smallest batch that an epoch may give, asked for predictions, and
+    trained on from its state.
 
     Returns
     -------
@@ -70,12 +76,16 @@ def check_network(config: OwnConfig, batch: int, shape: Shape) -> tuple[str, ...
     with code_errors(config.name, source.name if source else ""):
         with seeded(0, _CPU):
             network, other = _build(config, shape), _build_anew(config, shape)
-            x_BCT = network.prepare(torch.randn(max(batch, 3), *shape[:2]) * 10.0)
+            random_SBCT = torch.randn(STEPS, max(batch, 3), *shape[:2]) * 10.0
+        batches = [network.prepare(x_BCT)[:batch] for x_BCT in random_SBCT]
         _check_parameters(network)
         with seeded(1, _CPU):
-            _check_training(network, x_BCT[:batch])
-        _check_predictions(network, other, x_BCT[:3])
-    unused = [name for name, p in network.network.named_parameters() if p.requires_grad and p.grad is None]
+            _check_training(network, batches[0])
+        unused = [name for name, p in network.network.named_parameters() if p.requires_grad and p.grad is None]
+        _check_counters(network, batches[1:])
+        _check_state(network, other)
+        _check_predictions(network, other, network.prepare(random_SBCT[1])[:3])
+        _check_resumed(network, other, batches[1:])
     if not unused:
         return ()
     return (f"{config.name}: no gradient reaches {', '.join(unused[:5])}{', ...' * (len(unused) > 5)}: not trained",)
@@ -127,22 +137,82 @@ def _check_training(network: OwnNetwork, x_BCT: Tensor) -> None:
             raise UserError(f"{network.name}: the gradient of {name} is not finite on random windows")
 
 
+def _check_counters(network: OwnNetwork, batches: Sequence[Tensor]) -> None:
+    """Train a step on each of some batches; check that nothing counts them but buffers."""
+    counted: list[dict[str, int]] = []
+    for seed, x_BCT in enumerate(batches, start=2):
+        _descend(network)
+        with seeded(seed, _CPU):
+            network.train()(x_BCT, prepared=True).square().mean().backward()
+        counted.append(integers(network.network))
+    if where := changed(*counted[-2:]):
+        before, after = (each[where] for each in counted[-2:])
+        raise UserError(
+            f"{network.name}: '{where}' goes from {before} to {after} in a step of training, which a resumed training "
+            "would not know; keep it in a buffer"
+        )
+
+
+@torch.no_grad()
+def _descend(network: OwnNetwork) -> None:
+    """Change the parameters a little, down their gradients."""
+    for parameter in network.parameters():
+        if parameter.grad is not None:
+            parameter.sub_(1e-3 * parameter.grad.sign().nan_to_num())
+            parameter.grad = None
+
+
+def _check_state(network: OwnNetwork, other: OwnNetwork) -> None:
+    """Do what training does with a network's state; load it into the other one."""
+    state = network.state_dict()
+    for key, value in state.items():
+        where = key.removeprefix("network.")
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{network.name}: its state has '{where}', a {type(value).__name__}; get_extra_state must give a tensor"
+            )
+        try:
+            value.detach().cpu().contiguous().numpy()
+        except (TypeError, RuntimeError):
+            kind = "sparse" if value.layout != torch.strided else value.dtype
+            raise UserError(
+                f"{network.name}: its state has '{where}', which is {kind}: NumPy has no such type; use torch.float32"
+            ) from None
+    initial_id(network)
+    other.load_state_dict(checkpoint.loads(checkpoint.dumps(checkpoint.clone_tensors(state))))
+
+
 @torch.no_grad()
 def _check_predictions(network: OwnNetwork, other: OwnNetwork, x_BCT: Tensor) -> None:
-    """Check that predictions follow from the weights and from each window alone."""
+    """Check that predictions follow from the weights and from each window alone; the other one has the same weights."""
     out_BK = network.eval()(x_BCT, prepared=True)
     _require_finite(network.name, out_BK)
-    if not _equal(network(x_BCT, prepared=True), out_BK):
+    if not _identical(network(x_BCT, prepared=True), out_BK):
         raise UserError(f"{network.name}: in evaluation mode its outputs differ from call to call")
     apart_BK = torch.cat([network(x_1CT, prepared=True) for x_1CT in x_BCT[:, None]])
-    if not _equal(apart_BK, out_BK):
+    if (apart_BK - out_BK).abs().max() > TOLERANCE * (1.0 + out_BK.abs().max()):
         raise UserError(f"{network.name}: in evaluation mode a window's output depends on the others of its batch")
-    other.load_state_dict(network.state_dict())
-    if not _equal(other.eval()(x_BCT, prepared=True), out_BK):
+    if not _identical(other.eval()(x_BCT, prepared=True), out_BK):
         raise UserError(
             f"{network.name}: a new one with the same weights gives other outputs; what it draws when it is made, or "
-            "its file when it is read, must be a parameter or a buffer"
+            "its file when it is read, and what it keeps from training, must be a parameter or a buffer"
         )
+
+
+@torch.no_grad()
+def _check_resumed(network: OwnNetwork, other: OwnNetwork, batches: Sequence[Tensor]) -> None:
+    """Check that training continues with a new network of the same weights as it does with the one that was trained."""
+    for seed, x_BCT in enumerate(batches, start=STEPS + 1):
+        outputs = []
+        for each in (network, other):
+            with seeded(seed, _CPU):
+                outputs.append(each.train()(x_BCT, prepared=True))
+        if not _identical(*outputs):
+            raise UserError(
+                f"{network.name}: after {STEPS} steps of training, a new one with the same weights gives other outputs "
+                "in training mode; what it keeps must be a parameter or a buffer, and what it draws must come from the "
+                "global generators of torch, NumPy or Python"
+            )
 
 
 def _require_finite(name: str, out_BK: Tensor) -> None:
@@ -150,5 +220,5 @@ def _require_finite(name: str, out_BK: Tensor) -> None:
         raise UserError(f"{name}: its outputs on random windows are not finite")
 
 
-def _equal(one_BK: Tensor, other_BK: Tensor) -> bool:
-    return bool((one_BK - other_BK).abs().max() <= TOLERANCE * (1.0 + other_BK.abs().max()))
+def _identical(one_BK: Tensor, other_BK: Tensor) -> bool:
+    return torch.allclose(one_BK, other_BK, rtol=0.0, atol=0.0, equal_nan=True)

@@ -57,6 +57,22 @@ MISTAKES = {
         (RETURN, "return torch.rand(1) + self.head("),
         r"in evaluation mode its outputs differ from call to call",
     ),
+    "slightly noisy": (
+        (RETURN, "return 1e-6 * torch.rand(1) + self.head("),
+        r"in evaluation mode its outputs differ from call to call",
+    ),
+    "extra state": (
+        ("    def forward", "    def get_extra_state(self):\n        return {'k': 1}\n    def forward"),
+        r"its state has '_extra_state', a dict; get_extra_state must give a tensor",
+    ),
+    "bfloat16": (
+        (HEAD, HEAD + "\n        self.register_buffer('scale', torch.ones(1, dtype=torch.bfloat16))"),
+        r"its state has 'scale', which is torch.bfloat16: NumPy has no such type; use torch.float32",
+    ),
+    "sparse": (
+        (HEAD, HEAD + "\n        self.register_buffer('graph', torch.eye(3).to_sparse())"),
+        r"its state has 'graph', which is sparse",
+    ),
     "mixes windows": (
         ("y = self", "x = x - x.mean(0)\n        y = self"),
         r"output depends on the others of its batch",
@@ -112,6 +128,96 @@ def test_what_a_file_draws_when_it_is_read_must_be_the_same_in_every_process(tmp
         return
     with pytest.raises(UserError, match="what it draws when it is made, or its file when it is read, must be a param"):
         check(tmp_path, net)
+
+
+COUNTS = "would not know; keep it in a buffer"
+LOST = "after 3 steps of training, a new one with the same weights gives other outputs in training mode"
+MASKED = "y = y * ({} > 0.3)"
+FORGOTTEN = {
+    "counter": (
+        "self.calls = 0",
+        "self.calls += 1",
+        f"'calls' goes from 2 to 3 in a step of training, which .* {COUNTS}",
+    ),
+    "counter in a list": ("self.calls = [0]", "self.calls[0] += 1", f"'calls\\[0\\]' goes from 2 to 3 .* {COUNTS}"),
+    "counter in a layer": ("self.drop.calls = 0", "self.drop.calls += 1", f"'drop.calls' goes from 2 to 3 .* {COUNTS}"),
+    "counter of the file": ("", "CALLS['n'] += 1", rf"CALLS\['n'\]' goes from 2 to 3 .* {COUNTS}"),
+    "counter of the class": ("", "Net.count += 1", f"'Net.count' goes from 2 to 3 .* {COUNTS}"),
+    "counter in an object": ("self.plan = Plan()", "self.plan.step += 1", f"'plan.step' goes from 2 to 3 .* {COUNTS}"),
+    "tensor": ("self.calls = torch.tensor(0)", "self.calls += 1", f"'calls' goes from 2 to 3 .* {COUNTS}"),
+    "unsaved": (
+        "self.register_buffer('calls', torch.tensor(0), persistent=False)",
+        "self.calls += 1",
+        f"'calls' goes from 2 to 3 .* {COUNTS}",
+    ),
+    "temperature": ("self.heat = 1.0", "self.heat *= 0.9; y = y * self.heat", LOST),
+    "moving mean": ("self.mean = 0.0", "self.mean = 0.9 * self.mean + y.detach().mean(0); y = y - self.mean", LOST),
+    "first batch": (
+        "self.mean = None",
+        "self.mean = y.detach().mean(0) if self.mean is None else self.mean; y = y - self.mean",
+        LOST,
+    ),
+    "generator": (
+        "self.g = torch.Generator().manual_seed(0)",
+        MASKED.format("torch.rand(y.shape, generator=self.g)"),
+        LOST,
+    ),
+    "NumPy's generator": (
+        "self.rng = np.random.default_rng(0)",
+        MASKED.format("torch.from_numpy(self.rng.random(y.shape))"),
+        LOST,
+    ),
+    "new generator": ("", MASKED.format("torch.from_numpy(np.random.default_rng().random(y.shape))"), LOST),
+    "drawn once": ("", "y = y * CALLS.setdefault('scale', torch.rand(1))", LOST),
+}
+"""What a network keeps outside of its state: made, used in training, and the message."""
+
+
+def forgetful(made, used):
+    """Return a network with a line in `__init__` and one for training."""
+    globals_ = "import numpy as np\nCALLS = {'n': 0}\nclass Plan:\n    step = 0\n"
+    net = NET.replace("from torch import nn\n", "from torch import nn\n" + globals_).replace(
+        HEAD, f"{HEAD}\n        {made}"
+    )
+    net = net.replace("    def __init__", "    count = 0\n    def __init__").replace(
+        "        parts =", f"        if self.training:\n            {used}\n        parts ="
+    )
+    assert used in net and made in net
+    return net
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_what_a_resumed_training_would_not_know_is_one_line(tmp_path, what):
+    made, used, message = FORGOTTEN[what]
+    with pytest.raises(UserError, match=message) as caught:
+        check(tmp_path, forgetful(made, used))
+    assert "\n" not in str(caught.value) and "my_nets.py:Net" in str(caught.value)
+
+
+KNOWN = {
+    "buffer": ("self.register_buffer('calls', torch.tensor(0))", "self.calls += 1; y = y * self.calls"),
+    "statistics": (
+        "self.register_buffer('mean', torch.zeros(1))",
+        "self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(); y = y - self.mean",
+    ),
+    "cache": (
+        "self.times = None",
+        "self.times = torch.arange(y.shape[2]) if self.times is None else self.times; y = y * self.times",
+    ),
+    "kept outputs": ("", "self.last, self.size = y, len(y)"),
+    "global generators": ("", "y = y * torch.rand(1) * np.random.rand()"),
+    "spectral norm": ("self.head = nn.utils.parametrizations.spectral_norm(self.head)", ""),
+    "weight norm": ("self.head = nn.utils.parametrizations.weight_norm(self.head)", ""),
+    "instance norm": ("self.norm = nn.InstanceNorm1d(width, track_running_stats=True)", ""),
+    "lazy": ("self.head = nn.LazyLinear(n_outputs)", ""),
+}
+"""What a network may keep: made, and used in training."""
+
+
+@pytest.mark.parametrize("what", KNOWN)
+def test_what_is_kept_in_buffers_or_made_again_passes(tmp_path, what):
+    made, used = KNOWN[what]
+    assert check(tmp_path, forgetful(made, used or "pass")) == []
 
 
 def test_parameters_without_a_gradient_are_named(tmp_path):
