@@ -47,7 +47,7 @@ def network_arguments(
             raise UserError(f"model/args/{key}: the data decides it; leave it out")
     free = {key: p for key, p in parameters.items() if key in named and key not in given}
     _check_arguments(name, "model", free, takes_any, args)
-    return given | dict(args)
+    return given | _as_given(args)
 
 
 def _size_arguments(name: str, named: Sequence[str], takes_any: bool, sizes: Mapping[str, float]) -> dict[str, Any]:
@@ -111,7 +111,16 @@ def function_arguments(
             raise UserError(f"{section}/args/{key}: raypipe passes it; leave it out")
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     _check_arguments(name, section, {key: parameters[key] for key in free if key not in given}, takes_any, args)
-    return given | dict(args)
+    return given | _as_given(args)
+
+
+def _as_given(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with lists, which a configuration holds as tuples."""
+
+    def listed(value: Any) -> Any:
+        return [listed(each) for each in value] if isinstance(value, tuple) else value
+
+    return {name: listed(value) for name, value in args.items()}
 
 
 def _check_arguments(

@@ -5,22 +5,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core import own_code
 from raypipe.core.config import OwnAugmentConfig, OwnLossConfig, TrialConfig
 from raypipe.core.errors import UserError
 from raypipe.core.foreign_code import code_errors
-from raypipe.core.metrics import Kind
+from raypipe.core.own_code import load_object
 from raypipe.core.own_config import OwnCode
 from raypipe.core.random_streams import seeded
 from raypipe.data.window_store import WindowStore
-from raypipe.training.own_functions import augment_own, make_own_loss
+from raypipe.search.kept_state import changed, integers
+from raypipe.training.own_functions import Loss, augment_own, load_loss, loss_of_batches
 
 WINDOWS = 8
 """Random windows that are tried."""
@@ -36,6 +37,20 @@ class _Outputs(NamedTuple):
     classes: int
     mixed: bool
     """Targets of classes are fractions."""
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets of a batch."""
+        out_BK = torch.randn(WINDOWS, self.columns, requires_grad=True)
+        if not self.classes:
+            return out_BK, torch.randn(WINDOWS) if self.values < 2 else torch.randn(WINDOWS, self.values)
+        target_B = torch.arange(WINDOWS) % self.classes
+        mixed_BK = 0.7 * F.one_hot(target_B, self.classes) + 0.3 / self.classes
+        return out_BK, mixed_BK if self.mixed else target_B
+
+    def loss_of(self, loss: Loss) -> Loss:
+        """Return a user's loss as it is called with them."""
+        bins = 0 if self.classes or self.columns == self.values else self.columns
+        return loss_of_batches(loss, "classification" if self.classes else "regression", bins)
 
 
 def check_own_functions(configs: Iterable[TrialConfig], windows: WindowStore) -> None:
@@ -62,17 +77,9 @@ def check_own_functions(configs: Iterable[TrialConfig], windows: WindowStore) ->
 @functools.lru_cache(maxsize=256)
 def _check_loss(config: OwnLossConfig, outputs: _Outputs) -> None:
     with _errors_of(config, "loss"), seeded(0, _CPU):
-        classes = outputs.classes
-        weights_K = torch.ones(classes) if classes else None
-        kind: Kind = "classification" if classes else "regression"
-        bins = 0 if classes or outputs.columns == outputs.values else outputs.columns
-        loss = make_own_loss(config, kind=kind, class_weights=weights_K, bins=bins)
-        out_BK = torch.randn(WINDOWS, outputs.columns, requires_grad=True)
-        target: Tensor = torch.randn(WINDOWS) if outputs.values < 2 else torch.randn(WINDOWS, outputs.values)
-        if classes:
-            target = torch.arange(WINDOWS) % classes
-        if outputs.mixed:
-            target = 0.7 * F.one_hot(target, classes) + 0.3 / classes
+        made = _load(config, outputs)
+        loss = outputs.loss_of(made)
+        out_BK, target = outputs.draw()
         value = _value_of(lambda: loss(out_BK.clone(), target), config.name)
         again = _value_of(lambda: loss(out_BK.clone(), target), config.name)
         if not value.requires_grad:
@@ -86,6 +93,44 @@ def _check_loss(config: OwnLossConfig, outputs: _Outputs) -> None:
             raise UserError(
                 f"{config.name}: the same outputs and targets give {value.item():.6g} and {again.item():.6g}"
             )
+        _check_loss_forgets(config, outputs, made)
+
+
+def _check_loss_forgets(config: OwnLossConfig, outputs: _Outputs, made: Loss) -> None:
+    """Check that a loss, which no checkpoint holds, gives after some batches what a new one gives."""
+    loss = outputs.loss_of(made)
+    kept: list[dict[str, Any]] = []
+    for seed in range(2, 5):
+        with seeded(seed, _CPU):
+            out_BK, target = outputs.draw()
+            loss(out_BK.clone(), target)
+        buffers = dict(made.named_buffers()) if isinstance(made, nn.Module) else {}
+        kept.append(integers(made) | {name: buffer.tolist() for name, buffer in buffers.items()})
+    if where := changed(*kept[-2:]):
+        raise UserError(
+            f"{config.name}: '{where}' changes from batch to batch, and no checkpoint holds what a loss keeps"
+        )
+    other = outputs.loss_of(_load_anew(config, outputs))
+    out_BK, target = outputs.draw()
+    value, new = (_value_of(functools.partial(each, out_BK.clone(), target), config.name) for each in (loss, other))
+    if not torch.equal(value, new):
+        raise UserError(
+            f"{config.name}: after some batches it gives {value.item():.6g}, and a new one {new.item():.6g}; it must "
+            "keep nothing, and draw from the global generators of torch, NumPy or Python when it is called"
+        )
+
+
+def _load(config: OwnLossConfig, outputs: _Outputs) -> Loss:
+    return load_loss(config, torch.ones(outputs.classes) if outputs.classes else None)
+
+
+def _load_anew(config: OwnLossConfig, outputs: _Outputs) -> Loss:
+    """Make a loss as another process would, which runs its file again."""
+    try:
+        with own_code.anew():
+            return _load(config, outputs)
+    except UserError:  # of a file that runs once only, as one that registers an operator of torch
+        return _load(config, outputs)
 
 
 def _value_of(call: Callable[[], Tensor], name: str) -> Tensor:
@@ -117,7 +162,12 @@ def _check_augmentation(config: OwnAugmentConfig, shape: tuple[int, int, float])
                 f"{config.name}: two calls give other windows; draw all random numbers from its parameter rng "
                 "(numpy.random.Generator), so that a resumed training repeats them"
             )
+        before = integers(function := load_object(config.name, config.code, "augment/name"))
         change(x_BCT[:1], 0)
+        if where := changed(before, integers(function)):
+            raise UserError(
+                f"{config.name}: '{where}' changes from call to call, and no checkpoint holds what it keeps"
+            )
 
 
 def _errors_of(config: OwnCode, section: str) -> AbstractContextManager[None]:

@@ -85,9 +85,9 @@ def check_own_metric(name: str, n_classes: int) -> None:
         random_NK = rng.dirichlet(np.ones(n_classes), WINDOWS)
         right_NK = 0.98 * np.eye(n_classes)[y_N] + 0.02 / n_classes
     usual = [metric.value(y_N, pred_NK) for pred_NK in (random_NK, random_NK, right_NK)]
-    for score in usual:
+    for score, what in zip(usual, ("are random", "are random", "are right"), strict=True):
         if not np.isfinite(score):
-            raise UserError(f"metric {shown}: gave {score} for {WINDOWS} random targets and predictions")
+            raise UserError(f"metric {shown}: gave no finite number for {WINDOWS} targets and predictions that {what}")
     if usual[0] != usual[1]:
         raise UserError(f"metric {shown}: the same targets and predictions give {usual[0]:.6g} and {usual[1]:.6g}")
     if metric.better(usual[0], usual[2]):

@@ -195,7 +195,7 @@ def _check_predictions(network: OwnNetwork, other: OwnNetwork, x_BCT: Tensor) ->
     if not _identical(other.eval()(x_BCT, prepared=True), out_BK):
         raise UserError(
             f"{network.name}: a new one with the same weights gives other outputs; what it draws when it is made, or "
-            "its file when it is read, and what it keeps from training, must be a parameter or a buffer"
+            "its file when it is read, must be a parameter or a buffer, as must what it keeps from training"
         )
 
 

@@ -44,7 +44,11 @@ def make_own_loss(cfg: OwnLossConfig, *, kind: Kind, class_weights: Tensor | Non
     UserError
         There is no such loss, it does not take these arguments, or it has parameters to train.
     """
-    loss = _loss_of(cfg, class_weights)
+    return loss_of_batches(load_loss(cfg, class_weights), kind, bins)
+
+
+def loss_of_batches(loss: Loss, kind: Kind, bins: int = 0) -> Loss:
+    """Return a user's loss of whole batches of outputs and targets; see `make_own_loss`."""
     if kind == "classification":
         return lambda logits_BK, target: loss(logits_BK, target.clone())
 
@@ -57,7 +61,8 @@ def make_own_loss(cfg: OwnLossConfig, *, kind: Kind, class_weights: Tensor | Non
     return mean_of_outputs
 
 
-def _loss_of(cfg: OwnLossConfig, class_weights: Tensor | None) -> Loss:
+def load_loss(cfg: OwnLossConfig, class_weights: Tensor | None) -> Loss:
+    """Return a user's function with its arguments, or an object of a user's class; see `make_own_loss`."""
     found = load_object(cfg.name, cfg.code, "loss/name")
     offered = {"class_weights": class_weights}
     if not isinstance(found, type):
@@ -108,10 +113,8 @@ def _change_of(cfg: OwnAugmentConfig) -> Callable[[Tensor, dict[str, Any]], Any]
     if isinstance(found, type):
         raise UserError(f"augment/name: {cfg.name} is a class, and must be a function of windows (B, C, T)")
     _require_callable(found, cfg.name, "augment")
-    names = function_arguments(found, cfg.name, "augment", 1, {"sfreq": 0.0, "rng": None}, dict(cfg.args))
-    fixed = dict(cfg.args)
-    taken = [name for name in ("sfreq", "rng") if name in names]
-    return lambda x_BCT, offered: found(x_BCT, **{name: offered[name] for name in taken}, **fixed)
+    given = function_arguments(found, cfg.name, "augment", 1, {"sfreq": 0.0, "rng": None}, dict(cfg.args))
+    return lambda x_BCT, offered: found(x_BCT, **{name: offered.get(name, value) for name, value in given.items()})
 
 
 def _require_callable(found: object, name: str, section: str) -> None:

@@ -248,6 +248,7 @@ def test_arguments_go_by_name():
         "n_outputs": 1,
         "width": 2,
     }
+    assert network_arguments(Net, "Net", SIZES, {"width": (2, (1, 3))})["width"] == [2, [1, 3]]
     anything = network_arguments(lambda **options: None, "f", SIZES, {"x": 1})
     assert anything == {"n_channels": 3, "n_times": 64, "n_outputs": 1, "x": 1}
 

@@ -71,6 +71,56 @@ def test_a_mistake_is_one_line(tmp_path, mistake):
     assert "\n" not in str(caught.value) and "mine.py" in str(caught.value)
 
 
+MODULE = """
+class quantile(torch.nn.Module):
+    def __init__(self, q=0.5):
+        super().__init__()
+        self.calls, self.scale = 0, {}
+        self.register_buffer("n", torch.zeros(()), persistent=False)
+    def forward(self, outputs, target):
+        {}
+        return ((outputs - target) * self.scale).square().mean()
+"""
+FORGETFUL = {
+    "counter": (
+        ("    error =", "    CALLS[0] += 1\n    error ="),
+        r"mine.py:quantile: 'CALLS\[0\]' changes from batch",
+    ),
+    "of the function": (
+        ("    error =", "    quantile.calls += 1\n    error ="),
+        "quantile: 'calls' changes from batch",
+    ),
+    "drawn by the file": (("target - outputs", "DRAWN * target - outputs"), "quantile: after some batches it gives"),
+    "attribute": (("def quantile", MODULE.format(1.0, "self.calls += 1") + "def other"), "'calls' changes from batch"),
+    "buffer": (("def quantile", MODULE.format(1.0, "self.n += 1") + "def other"), "'n' changes from batch"),
+    "drawn by the loss": (
+        ("def quantile", MODULE.format("torch.rand(())", "pass") + "def other"),
+        "quantile: after some batches it gives .*, and a new one .*; it must keep nothing",
+    ),
+    "counting augmentation": (
+        ("    reversed_B", "    CALLS[0] += 1\n    reversed_B"),
+        r"reverse: 'CALLS\[0\]' changes from",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGETFUL)
+def test_what_a_resumed_training_would_not_know_is_one_line(tmp_path, what):
+    (old, new), message = FORGETFUL[what]
+    assert old in FUNCTIONS
+    functions = FUNCTIONS.replace(old, new, 1).replace(
+        "import torch\n", "import random, torch\nCALLS, DRAWN = [0], random.SystemRandom().random()\n"
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        check(tmp_path, functions + "\n\nquantile.calls = 0\n")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_may_have_constants_and_write_on_what_it_gets(tmp_path):
+    constant = MODULE.format("torch.ones(2).sum()", "target -= 1.0; outputs = outputs.sub_(self.n)")
+    assert check(tmp_path, FUNCTIONS.replace("def quantile", constant + "def other", 1)) == []
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [

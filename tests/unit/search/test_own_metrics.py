@@ -86,7 +86,11 @@ MISTAKES = {
         r"AssertionError \(for 1 targets",
     ),
     "text": (("    return np.sqrt", "    return 'good'\n    return np.sqrt"), r"could not convert string to float"),
-    "not finite": (("    return np.sqrt", "    return np.nan * np.sqrt"), "gave nan for 40 random targets"),
+    "not finite": (
+        ("    return np.sqrt", "    return np.nan * np.sqrt"),
+        "gave no finite number for 40 targets and predictions that are random",
+    ),
+    "infinite": (("return np.sqrt(", "return 1 / np.sqrt("), "for 40 targets and predictions that are right"),
     "draws": (("np.sqrt(", "np.random.rand() + np.sqrt("), "the same targets and predictions give"),
     "import": (("import numpy", "import nump, numpy"), "line 2: ModuleNotFoundError: No module named 'nump'"),
 }

@@ -120,6 +120,20 @@ def test_classes_are_weighted_where_the_loss_takes_weights():
     assert loss(logits, target) == torch.nn.functional.cross_entropy(logits, target, weight=weights)
 
 
+def test_lists_among_the_arguments_are_lists():
+    source = """def loss(outputs, target, weights):
+    return outputs.mean() * (weights + [3.0])[1]
+def change(x, weights):
+    return x * (weights + [3.0])[1]
+"""
+    code, args = keep_source(SourceFile("mine.py", source)), {"weights": [1.0]}
+    loss = make_own_loss(OwnLossConfig(name="mine.py:loss", code=code, args=args), kind="regression")
+    assert loss(torch.ones(2, 1), torch.ones(2)) == 3.0
+    config = OwnAugmentConfig(name="mine.py:change", code=code, prob=1.0, args=args)
+    x = torch.ones(2, 3, 4)
+    assert augment_batch(config, x, sfreq=50.0, rng=np.random.default_rng(0)).equal(3.0 * x)
+
+
 def test_an_augmentation_changes_its_share_and_follows_from_the_generator():
     code = keep_source(SourceFile("mine.py", FUNCTIONS))
     config = OwnAugmentConfig(name="mine.py:reverse", code=code, prob=0.5, args={"share": 1.0})
