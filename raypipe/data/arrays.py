@@ -109,7 +109,8 @@ def from_arrays(
         Seconds of a window that a model sees at a time: a random part in training, the middle in evaluation. Default:
         the whole window.
     dtype
-        Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
+        Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision,
+        which is refused where an offset leaves the signal too few of them.
     metric
         Metric of sweeps over the windows that name none (see `prepare`). Default: auc or nrmse.
     max_windows, min_windows, seed

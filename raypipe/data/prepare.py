@@ -112,7 +112,8 @@ def prepare(
     seed
         Of the draw.
     dtype
-        Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
+        Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision,
+        which is refused where an offset leaves the signal too few of them.
     metric
         Metric of sweeps over the windows that name none: auc, balanced-accuracy, accuracy, f1, kappa, log-loss or
         brier for classes; nrmse, rmse, mae, r2 or pearson for values. Default: auc or nrmse.

@@ -14,6 +14,10 @@ from raypipe.recordings.signal import UnreadableRecordingError
 
 MAX_MEASURED = 32
 """Windows of a shard whose spread is measured."""
+MAX_LOST = 0.02
+"""Standard deviation of the rounding errors of float16 that a channel may have, as a fraction of its own."""
+NEGLIGIBLE = 0.02
+"""Standard deviation of rounding errors in microvolts that is below any amplifier's noise."""
 
 
 class WindowWriter:
@@ -45,6 +49,7 @@ class WindowWriter:
         self._every = 1 + expected // MAX_MEASURED
         self._digest = hashlib.sha256()
         self._spreads: list[NDArray[np.float32]] = []
+        self._signal_C, self._lost_C = np.zeros((2, len(plan.channels)))
         self.digests: list[str] = []
         self.sha256, self.bytes = "", 0
 
@@ -77,9 +82,16 @@ class WindowWriter:
         return True
 
     def finish(self, file: BinaryIO) -> None:
-        """Rewrite the header, and set `sha256` and `bytes`."""
+        """Rewrite the header, and set `sha256` and `bytes`.
+
+        Raises
+        ------
+        UnreadableRecordingError
+            float16 has too few digits for a channel, because its offset is large beside its signal.
+        """
         if not self.digests:
             return
+        self._check_precision()
         self.bytes = file.seek(0, 2)
         shape = self._shape(len(self.digests))
         header = npy_header(shape, self._plan.dtype)
@@ -106,4 +118,21 @@ class WindowWriter:
                 f"{self._where}: samples of {np.abs(x_CT).max():.0f} uV do not fit float16 (65504); "
                 "use float32, or a band that removes the offset"
             )
-        return x_CT.astype(self._plan.dtype)
+        stored_CT = x_CT.astype(self._plan.dtype)
+        if self._plan.dtype == "float16":
+            self._signal_C += x_CT.var(axis=1, dtype=np.float64)
+            self._lost_C += (stored_CT - x_CT).var(axis=1, dtype=np.float64)
+        return stored_CT
+
+    def _check_precision(self) -> None:
+        """Compare the rounding errors within windows with the signal, over all windows."""
+        error_C = np.sqrt(self._lost_C / len(self.digests))
+        spread_C = np.sqrt(self._signal_C / len(self.digests))
+        is_lost_C = error_C > np.maximum(MAX_LOST * spread_C, NEGLIGIBLE)
+        if is_lost_C.any():
+            worst = int(np.argmax(np.where(is_lost_C, error_C / np.maximum(spread_C, NEGLIGIBLE), 0)))
+            raise UnreadableRecordingError(
+                f"{self._where}: float16 rounds channel '{self._plan.channels[worst]}' by {error_C[worst]:.2g} uV, and "
+                f"its signal within a window is {spread_C[worst]:.2g} uV; use float32, or a band or baseline that "
+                "removes the offset"
+            )

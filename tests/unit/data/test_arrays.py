@@ -45,6 +45,17 @@ def test_classes_give_the_store_of_events_in_bids(tmp_path, dtype):
     assert store.classes == ["left", "right"] and store.manifest.metric == "auc"
 
 
+def test_float16_is_refused_where_an_offset_hides_the_signal_but_not_for_a_flat_channel(tmp_path):
+    x = WINDOWS.X.copy()
+    x[:, 0] = 0.0201  # V, not exact in float16
+    store = store_of(tmp_path / "flat", Given(x, WINDOWS.y, WINDOWS.subject), dtype="float16")
+    assert len(store) == len(x)
+    x[:, 1] += 0.02
+    with pytest.raises(UserError, match=rf"01: float16 rounds channel '{CHANNELS[1]}' by .* use float32, or a band"):
+        store_of(tmp_path / "offset", Given(x, WINDOWS.y, WINDOWS.subject), dtype="float16")
+    assert not (tmp_path / "offset" / "manifest.json").exists()
+
+
 def test_values_of_people_give_the_store_of_a_column_of_participants(tmp_path):
     score = {who: 20.5 + k for k, who in enumerate(dict.fromkeys(WINDOWS.subject))}
     family = {who: "AB"[k % 2] for k, who in enumerate(score)}

@@ -382,6 +382,26 @@ def test_float16_overflow_is_refused(bids, out):
     prepare(bids, TARGET, out, dtype="float32", jobs=1)
 
 
+def test_an_offset_that_leaves_float16_no_digits_for_the_signal_is_refused(bids, out):
+    def edit(x_CT):
+        x_CT[1] += 0.02
+
+    recording = find_recordings(bids)[0]
+    rewrite(recording, edit)
+    for _ in range(2):  # the second call continues the first
+        with pytest.raises(
+            UserError, match=r"float16 rounds channel 'E2' by 4\.\d uV, .* use float32, or a band"
+        ) as caught:
+            prepare(bids, TARGET, out, dtype="float16", jobs=1)
+        assert recording.key in str(caught.value)
+    store = prepare(bids, TARGET, out, dtype="float16", jobs=1, skip_unreadable=True)
+    assert recording.key not in set(store.table["recording"])
+    types = ("float32", "float16")
+    full, half = (prepare(bids, TARGET, out.with_name(kind), dtype=kind, jobs=1, band=(1, 40)) for kind in types)
+    x, y = full.gather(range(len(full))), half.gather(range(len(half)))
+    assert (x - y).std() < 1e-3 * x.std()
+
+
 def test_participants_without_a_value_are_left_out(bids, out):
     path = bids / "participants.tsv"
     lines = [line.split("\t") for line in path.read_text().splitlines()]
