@@ -121,6 +121,11 @@ def test_a_loss_may_have_constants_and_write_on_what_it_gets(tmp_path):
     assert check(tmp_path, FUNCTIONS.replace("def quantile", constant + "def other", 1)) == []
 
 
+def test_a_file_that_can_be_run_once_only_is_checked_as_it_is(tmp_path):
+    once = "LIBRARY = torch.library.Library('raypipe_test_loss', 'DEF')\nLIBRARY.define('f(int x) -> int')\n"
+    assert check(tmp_path, FUNCTIONS.replace("import torch\n", "import torch\n" + once, 1)) == []
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
