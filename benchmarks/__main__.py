@@ -56,6 +56,7 @@ LONG = (
     Job("null_searches", "null_searches", (), 12 * 3600, ("--quick",), saves=False),
     Job("interval_coverage", "interval_coverage", (), 4 * 3600, ("--quick",), saves=False),
     Job("decisions", "decisions", (), 3600, ("--quick",), saves=False),
+    Job("baseline_claims", "baseline_claims", (), 2 * 3600, ("--quick",), saves=False),
 )  # fmt: skip
 """Run with `--only`; `hosts` as root."""
 ELSEWHERE = {
