@@ -276,6 +276,7 @@ RUNS_CODE = {
 ALLOWED = {
     ("search_space.py", "exec"),
     ("own_code.py", "exec"),  # the search space: named by the user, or the run's copy with the recorded hash
+    ("space_source.py", "eval"),  # a default in the source of the function that the caller has given
     ("parallel.py", "pickle.loads"),  # calls and results, between a process and the workers that it has started
     ("ray_compat.py", "ray.cloudpickle.loads"),  # handles of actors, pickled by this very sweep
     ("graph_runner.py", "torch.export.load"),  # what the user has made, in a process of its own; SECURITY.md says so

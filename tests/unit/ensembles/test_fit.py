@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics
 import torch
@@ -272,5 +273,6 @@ def test_the_constant_without_eeg_is_of_people_where_targets_are_theirs(by_subje
     rows = {"ensemble": RowPredictions(np.ones((21, 2)) / 2)}
     predictions = HeldOutPredictions(np.ones((1, 2, 21, 2)) / 2, None, {}, None)
     shipped = SimpleNamespace(indices=[0])
-    found = _held_out_record(given, rows, predictions, shipped, by_subject=by_subject)
+    table = pd.DataFrame(columns=["held_out", *["window_held_out"] * by_subject])
+    found = _held_out_record(given, rows, predictions, shipped, [], table)
     assert found.constant.argmax() == most

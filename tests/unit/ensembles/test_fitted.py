@@ -124,12 +124,12 @@ def test_arrays_of_another_type_or_shape_are_one_line(saved, case):
     name, change, message = ARRAY_CHANGES[case]
     with np.load(saved / ARRAYS) as file:
         arrays = dict(file)
-    n_members = len(arrays["trials"])
+    n_members, n_baselines = len(arrays["trials"]), len(arrays["baselines"])
     changed = change(arrays.pop(name))
     if changed is not None:
         arrays[name] = changed
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     with pytest.raises(ValueError, match=message) as caught:
-        HeldOut.from_npz(buffer.getvalue(), n_members=n_members)
+        HeldOut.from_npz(buffer.getvalue(), n_members=n_members, n_baselines=n_baselines)
     assert str(caught.value).isprintable()
