@@ -81,7 +81,7 @@ class Notifier(SweepCallback, AbstractContextManager["Notifier"]):
         """Send that a trial has failed, of the first that does."""
         if result.state == "failed" and not self._has_failure:
             self._has_failure = True
-            self._start(lambda: f"trial {result.number} failed: {one_line(result.reason)}; the run goes on")
+            self._start(lambda: f"trial {result.number} failed: {one_line(result.reason)}; the run continues")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -139,7 +139,7 @@ def test_a_run_that_waits_or_has_a_failed_trial_says_so_while_it_runs(listener, 
             sent.on_trial_end(failed.model_copy(update=changes))
     texts = {
         "waiting for the cluster to grow: no GPU",
-        r"trial 3 failed: boom\nmore; the run goes on",
+        r"trial 3 failed: boom\nmore; the run continues",
         "finished; 8 of 8 trials",
     }
     assert len(listener.messages) == 3 and {each["message"] for each in listener.messages} == texts
