@@ -14,12 +14,12 @@ import importlib.metadata
 import linecache
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from raypipe.core.braindecode_import import stand_ins
 from raypipe.core.errors import UserError, nearest
@@ -27,6 +27,7 @@ from raypipe.core.foreign_code import code_errors
 from raypipe.core.seeds import derive_seed
 from raypipe.core.text import decode_source
 
+T = TypeVar("T")
 ENTRY_POINTS = "raypipe.models"
 """Group of the entry points by which packages register networks."""
 
@@ -312,3 +313,12 @@ def anew() -> Iterator[None]:
     finally:
         _modules.update(kept)
         sys.modules.update({module.__name__: module for module in kept.values()})
+
+
+def made_anew(make: Callable[[], T]) -> T:
+    """Return what `make` makes of users' code as another process would, which runs their files again."""
+    try:
+        with anew():
+            return make()
+    except UserError:  # of a file that runs once only, as one that registers an operator of torch
+        return make()

@@ -110,7 +110,7 @@ def _check_loss_forgets(config: OwnLossConfig, outputs: _Outputs, made: Loss) ->
         raise UserError(
             f"{config.name}: '{where}' changes from batch to batch, and no checkpoint holds what a loss keeps"
         )
-    other = outputs.loss_of(_load_anew(config, outputs))
+    other = outputs.loss_of(own_code.made_anew(lambda: _load(config, outputs)))
     out_BK, target = outputs.draw()
     value, new = (_value_of(functools.partial(each, out_BK.clone(), target), config.name) for each in (loss, other))
     if not torch.equal(value, new):
@@ -122,15 +122,6 @@ def _check_loss_forgets(config: OwnLossConfig, outputs: _Outputs, made: Loss) ->
 
 def _load(config: OwnLossConfig, outputs: _Outputs) -> Loss:
     return load_loss(config, torch.ones(outputs.classes) if outputs.classes else None)
-
-
-def _load_anew(config: OwnLossConfig, outputs: _Outputs) -> Loss:
-    """Make a loss as another process would, which runs its file again."""
-    try:
-        with own_code.anew():
-            return _load(config, outputs)
-    except UserError:  # of a file that runs once only, as one that registers an operator of torch
-        return _load(config, outputs)
 
 
 def _value_of(call: Callable[[], Tensor], name: str) -> Tensor:

@@ -75,7 +75,7 @@ def check_network(config: OwnConfig, batch: int, shape: Shape) -> tuple[str, ...
     source = own_code.known_source(config.code)
     with code_errors(config.name, source.name if source else ""):
         with seeded(0, _CPU):
-            network, other = _build(config, shape), _build_anew(config, shape)
+            network, other = _build(config, shape), own_code.made_anew(lambda: _build(config, shape))
             random_SBCT = torch.randn(STEPS, max(batch, 3), *shape[:2]) * 10.0
         batches = [network.prepare(x_BCT)[:batch] for x_BCT in random_SBCT]
         _check_parameters(network)
@@ -96,15 +96,6 @@ def _build(config: OwnConfig, shape: Shape) -> OwnNetwork:
     made = build_model(config, n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
     assert isinstance(made, OwnNetwork)
     return made
-
-
-def _build_anew(config: OwnConfig, shape: Shape) -> OwnNetwork:
-    """Build a network as another process would, which runs its file again."""
-    try:
-        with own_code.anew():
-            return _build(config, shape)
-    except UserError:  # of a file that runs once only, as one that registers an operator of torch
-        return _build(config, shape)
 
 
 def _check_parameters(network: OwnNetwork) -> None:
