@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raypipe.core.class_metrics import OF_CONFUSION
+from raypipe.core.class_metrics import OF_CONFUSION, folds_of_pairs
 from raypipe.core.metrics import Floats, Metric
 
 _ROUNDING = 1e-12
@@ -86,7 +86,9 @@ def _least(metric: Metric, y_N: NDArray[Any], subjects_N: NDArray[Any], tail: fl
         return _of_mean(len(names), tail)
     first_S = np.unique(index_N, return_index=True)[1]
     fold_S = np.zeros(len(names)) if metric.folds is None else np.asarray(metric.folds)[first_S]
-    return min(_of_auc(list(_counts(share_SK[:, k] > 0.5, fold_S)), tail) for k in range(len(classes)))
+    class_S = share_SK.argmax(1)
+    fold_S = folds_of_pairs(class_S, fold_S, len(classes))
+    return min(_of_auc(list(_counts(class_S == k, fold_S)), tail) for k in range(len(classes)))
 
 
 def _of_mean(n: int, tail: float) -> float:
@@ -114,10 +116,11 @@ def _of_confusion(name: str, n_K: Floats, tail: float) -> float:
 
 
 def _counts(of_class_S: NDArray[np.bool_], fold_S: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Yield the subjects of a class, and of the others, in each fold with both; of all folds if none has."""
-    counts = [(int((inside := of_class_S[fold_S == fold]).sum()), int((~inside).sum())) for fold in np.unique(fold_S)]
-    both = [(n, others) for n, others in counts if n and others]
-    yield from both or [(int(of_class_S.sum()), int((~of_class_S).sum()))]
+    """Yield the subjects of a class, and of the others, in each fold with both."""
+    for fold in np.unique(fold_S):
+        inside = of_class_S[fold_S == fold]
+        if inside.any() and not inside.all():
+            yield int(inside.sum()), int((~inside).sum())
 
 
 def _of_auc(counts: list[tuple[int, int]], tail: float) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raypipe.core.bootstrap import MAX_CHANCE, Interval, smallest_chance
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
-from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level
+from raypipe.core.levels import Level, ScoredRows, rows_at_level
 from raypipe.core.metrics import constant_prediction, get_metric
 from raypipe.core.progress import Progress
 from raypipe.ensembles.comparisons import BaselineComparison, Pair, describe_pairs, level_of_best
@@ -196,9 +196,7 @@ def read_scores(outer: OuterRun) -> OuterScores:
                 f"{run.where}: no ensemble yet; fit those of all parts with: raypipe ensemble {outer.where}"
             )
     ensembles = [Ensemble.load(run) for run in runs]
-    pooled = _pool(ensembles)
-    level = level_of(pooled.subjects, pooled.targets)
-    info = outer.info
+    pooled, info, level = _pool(ensembles), outer.info, runs[0].info.level
     weights_PK = np.array([each.decision_weights for each in ensembles]) if info.classes else None
     rows = _scored_rows(info.metric, level, pooled, weights_PK)
     return OuterScores(

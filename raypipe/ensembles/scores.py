@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects, smallest_chance
-from raypipe.core.levels import Level, level_of, people_rows, rows_at_level, within_folds
+from raypipe.core.levels import Level, people_rows, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, get_metric, score
 from raypipe.ensembles.decisions import decide
 
@@ -86,12 +86,6 @@ class EvaluationSet:
     def mean_per_subject(self, predictions: Array) -> Array:
         """Average the predictions (N, outputs) of each row of `per_subject`: (S, outputs)."""
         return rows_at_level("person", self.targets, self.subjects, self.folds, predictions).predictions
-
-    @property
-    def has_subject_targets(self) -> bool:
-        """Return whether each subject has one target for all its windows, and some subject has several windows."""
-        several = len(self.first_windows) < len(self.targets)
-        return several and level_of(self.subjects, self.targets) == "person"
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def _predictions(run: RunStore, windows: WindowStore) -> dict[str, Predictions]:
         held, weights = ensemble.held_out, ensemble.decision_weights
         weights_NK = None if weights is None else np.tile(weights, (len(held.windows), 1))
         found[ENSEMBLE_HELD_OUT] = Predictions(
-            keys[held.windows], held.evaluation_set, held.predictions, weights_NK, run.info.level
+            keys[held.windows], held.evaluation_set, held.predictions, run.info.level, weights_NK
         )
     return found
 
@@ -174,7 +174,7 @@ def _out_of_fold(keys: NDArray[np.str_], members: MemberPredictions, oof: NDArra
     """Return predictions (N, outputs) of search subjects, calibrated and decided as nested ones: by other subjects."""
     side = EvaluationSet(members.targets, members.subjects, members.folds, members.groups, cross_validated=True)
     oof, weights_NK = calibrate_nested(members, oof)
-    return Predictions(keys[members.windows], side, oof, weights_NK, members.level)
+    return Predictions(keys[members.windows], side, oof, members.level, weights_NK)
 
 
 def _differences(metric: str, first: dict[str, Predictions], other: dict[str, Predictions]) -> list[PairedDifference]:

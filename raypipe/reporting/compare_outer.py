@@ -58,8 +58,8 @@ def _predictions(run: OuterRun, scores: OuterScores) -> Predictions:
     pooled = scores.pooled
     keys = window_keys(windows_of_run(run))[pooled.windows]
     side = EvaluationSet(pooled.targets, pooled.subjects, pooled.parts, pooled.groups, cross_validated=True)
-    weights_PK = scores.decision_weights
-    return Predictions(keys, side, pooled.predictions, None if weights_PK is None else weights_PK[pooled.parts - 1])
+    weights_NK = None if scores.decision_weights is None else scores.decision_weights[pooled.parts - 1]
+    return Predictions(keys, side, pooled.predictions, scores.level, weights_NK)
 
 
 def _conditions(first: OuterRun, run: OuterRun) -> list[Condition]:

@@ -27,15 +27,10 @@ class Predictions:
     evaluation_set: EvaluationSet
     predictions: NDArray[Any]
     """(N, outputs): the value in target units, or class probabilities."""
+    level: Level
+    """That of the run: some of its people may happen to have one class each."""
     weights: NDArray[Any] | None = None
     """(N, K) weights of classes, by which metrics of predicted classes decide; None for the most probable class."""
-    level: Level | None = None
-    """That of the run: some of its people may happen to have one class each. None for `level_of` these windows."""
-
-    @property
-    def by_subject(self) -> bool:
-        """Return whether mean predictions of subjects are compared."""
-        return self.evaluation_set.has_subject_targets and self.level != "window"
 
     @property
     def n_subjects(self) -> int:
@@ -130,7 +125,7 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     PairedDifference or None
         None where the runs have nothing in common.
     """
-    by_subject = first.by_subject and other.by_subject
+    by_subject = first.level == other.level == "person"
     if by_subject:
         first, other = _by_subject(first), _by_subject(other)
     both, mismatched = _in_both(first, other)
@@ -169,5 +164,5 @@ def _by_subject(predictions: Predictions) -> Predictions:
     side = known.per_subject()
     means = known.mean_per_subject(predictions.predictions)
     return Predictions(
-        side.subjects.astype(str), side, means, None if weights is None else weights[known.first_windows]
+        side.subjects.astype(str), side, means, "person", None if weights is None else weights[known.first_windows]
     )

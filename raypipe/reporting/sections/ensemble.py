@@ -113,7 +113,7 @@ def _weights_caption(ensemble: Ensemble) -> str:
 def _nested_table(ensemble: Ensemble) -> Table:
     rows = []
     scored: list[tuple[object, Any]] = list(ensemble.table.iterrows())
-    # Baselines choose nothing by their scores, so that nested and naive are the same number.
+    # Baselines choose nothing but a calibration and weights of classes, which many metrics do not read.
     unchosen = {*(each.name for each in ensemble.baselines), str(ensemble.table.index[-1])}
     for each in ensemble.outputs:
         cells = {name: _number(cell) for name, cell in each.table[ENSEMBLE].items()}
@@ -125,7 +125,7 @@ def _nested_table(ensemble: Ensemble) -> Table:
                 str(name),
                 format_score(row["nested"]),
                 format_interval(row["nested_low"], row["nested_high"]),
-                "" if name in unchosen else format_score(row["optimism"], sign=True),
+                "" if name in unchosen and not abs(row["optimism"]) > 0 else format_score(row["optimism"], sign=True),
                 f"{format_score(difference, sign=True)} ({format_interval(low, high, sign=True)})",
             ]
         )

@@ -114,6 +114,12 @@ def test_folds_and_repeats_separate_their_own_people_only():
     assert alone == pytest.approx(bound("auc", y)), "one person a fold: the score is over all of them"
 
 
+def test_folds_count_as_one_for_all_classes_where_one_class_has_no_pair():
+    y, folds = np.array([0, 1, 0, 1, 0, 1, 2, 2, 2]), np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    low = interval_of_agreeing(within_folds("auc", folds), 1.0, y, np.arange(9), 0.95)[0]
+    assert low == pytest.approx(bound("auc", y))
+
+
 def test_three_classes_have_the_bound_of_the_least_certain():
     assert bound("auc", of_classes(4, 4, 10)) == pytest.approx(bound("auc", of_classes(4, 14)))
     assert 0.3 < bound("balanced-accuracy", of_classes(4, 4, 4)) < 1.0

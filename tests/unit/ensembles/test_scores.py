@@ -19,13 +19,6 @@ def test_targets_of_subjects_are_scored_by_subject():
     assert table.loc["ensemble", "held_out"] < table.loc["ensemble", "window_held_out"] < 0.5
 
 
-def test_subjects_with_one_target_each_are_recognized():
-    y, _, subjects = hand_made(4, signal=1.0)
-    assert EvaluationSet(y, subjects, y).has_subject_targets
-    assert not EvaluationSet(np.arange(len(y)), subjects, y).has_subject_targets
-    assert not EvaluationSet(np.arange(3), np.array(["a", "b", "c"]), np.arange(3)).has_subject_targets
-
-
 def test_a_network_without_out_of_fold_predictions_is_compared_on_held_out_subjects_only():
     rng = np.random.default_rng(0)
     y, subjects = rng.normal(size=120), np.repeat([f"s{k:02d}" for k in range(24)], 5)

@@ -219,7 +219,7 @@ def test_decisions_are_made_after_the_mean_of_each_subject():
     p_N = np.array([0.1, 0.3, 0.2, 0.5, 0.9, 0.1])
     side = EvaluationSet(targets, subjects, np.zeros(6, int))
     weights_NK = np.tile([0.3, 0.7], (6, 1))
-    known = Predictions(np.array(list("uvwxyz")), side, np.stack([1 - p_N, p_N], 1), weights_NK)
+    known = Predictions(np.array(list("uvwxyz")), side, np.stack([1 - p_N, p_N], 1), "person", weights_NK)
     plain = dataclasses.replace(known, weights=None)
     found = paired_difference("toy", "accuracy", plain, known)
     assert found.scores == (pytest.approx(1 / 3), 1.0), "means .2, .35 and .5: the threshold is .3, and not .5"

@@ -92,6 +92,15 @@ def test_baselines_choose_nothing_and_have_no_optimism(fitted):
     assert [cells[name] for name in names] == [""] * len(names)
 
 
+def test_baselines_whose_weights_of_classes_were_chosen_show_their_optimism(fitted):
+    name = fitted.baselines[0].name
+    table = fitted.table.copy()
+    table.loc[name, "optimism"] = -0.02
+    shown = _nested_table(replace(fitted, table=table))
+    (row,) = (row for row in shown.rows if row[0] == name)
+    assert row[shown.head.index("nested minus naive")] == "−0.020"
+
+
 def test_two_lines_that_coincide_are_both_seen():
     scores = [(0.6, 0.5, 0.7), (0.7, 0.6, 0.8), (0.7, None, None)]
     curve = {"by rank": scores, "complementing": scores}
