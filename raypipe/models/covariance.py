@@ -2,8 +2,8 @@
 
 Barachant et al. 2013 (doi:10.1016/j.neucom.2012.12.039), with the filter bank of Ang et al. 2012
 (doi:10.3389/fnins.2012.00039) and the time-delay embedding of Carrara & Papadopoulo 2024
-(doi:10.1088/1741-2552/ad4ab3). This file needs torch (2.2 or later) and its neighbours closed_form.py and network.py:
-submissions contain all unchanged.
+(doi:10.1088/1741-2552/ad4ab3). This file needs torch (2.2 or later) and its neighbours bands.py, closed_form.py,
+network.py and sizes.py: submissions contain all unchanged.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 
 if __package__:
-    from raypipe.models.closed_form import Bank, ClosedForm, spectrum, zeros
+    from raypipe.models.bands import Bank
+    from raypipe.models.closed_form import ClosedForm, spectrum, zeros
     from raypipe.models.network import DropoutMasks
+    from raypipe.models.sizes import n_groups
 else:  # in a submission, where the files are in one folder
-    from closed_form import (  # type: ignore[import-not-found,no-redef,unused-ignore]
-        Bank,
-        ClosedForm,
-        spectrum,
-        zeros,
-    )
+    from bands import Bank  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from closed_form import ClosedForm, spectrum, zeros  # type: ignore[import-not-found,no-redef,unused-ignore]
     from network import DropoutMasks  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from sizes import n_groups  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 _MIN_RELATIVE_EIGENVALUE = 1e-10
 """Eigenvalues are no less than this fraction of their mean: a signal that another one repeats has none of its own."""
@@ -123,14 +122,6 @@ class Covariance(ClosedForm):
         if self.whitening_GDD is not None:
             c_BGDD = whiten(c_BGDD, self.whitening_GDD)
         return half_vector(self.logarithm(c_BGDD)).flatten(1)
-
-
-def n_groups(n_outputs: int) -> int:
-    """Return the number of groups of windows that have prototypes: the classes, or thirds of the targets.
-
-    Of K values there are K groups of as many windows each, by the mean of the standardised values: two are halves.
-    """
-    return n_outputs if n_outputs > 1 else 3
 
 
 def rescale(c_BGDD: Tensor, how: str) -> Tensor:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from raypipe.core.closed_form_config import ClosedFormConfig, CovarianceConfig, LinearConfig
+from raypipe.core.closed_form_config import ClosedFormConfig
 from raypipe.core.errors import UserError
 from raypipe.core.model_config import ModelConfig, OwnConfig
 from raypipe.core.network_config import EegnetConfig, ShallowConfig, TcnConfig, VitConfig
 from raypipe.models.builders import build_network
-from raypipe.models.closed_form import Bank
-from raypipe.models.covariance import n_groups
 from raypipe.models.network import Network
 from raypipe.models.sizes import fitting_kernels, kernel_sizes
-from raypipe.models.window_length import check_length, describe_windows
+from raypipe.models.window_checks import check_windows
 
+MAX_WIDTH = 2**20
+"""Most filters, heads, bins, or units of a layer."""
 MAX_PADDING_VALUES = 2**26
 """Values that the dilated convolutions of a TCN add to a window, at most."""
 MAX_TOKENS = 2**16
 """Tokens of a window of a ViT, at most."""
 MAX_ATTENTION_WEIGHTS = 2**24
 """Attention weights of a block of a Conformer for a window, at most."""
-MAX_COVARIANCE_VALUES = 2**20
-"""Values of the covariances of a window, at most."""
-MAX_WIDTH = 2**20
-"""Most filters, heads, bins, or units of a layer."""
 
 
 def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> Network:
@@ -38,10 +34,7 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
         raise UserError(
             f"{name}: for a regression of one value, and this target has {n_outputs} outputs (leave it out)"
         )
-    check_length(cfg, n_times, sfreq)
-    _check_bands(cfg, n_times, sfreq)
-    if isinstance(cfg, CovarianceConfig):
-        _check_covariances(cfg, n_channels, n_times, n_outputs, sfreq)
+    check_windows(cfg, n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
     return build_network(cfg.model_dump(), n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
 
 
@@ -62,10 +55,7 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
         if getattr(cfg, name, 0) > MAX_WIDTH:
             raise ValueError(f"model/{name} {getattr(cfg, name)}: at most {MAX_WIDTH:,} is read")
     try:
-        check_length(cfg, n_times, sfreq)
-        _check_bands(cfg, n_times, sfreq)
-        if isinstance(cfg, CovarianceConfig):
-            _check_covariances(cfg, n_channels, n_times, n_outputs, sfreq)
+        check_windows(cfg, n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
     except UserError as error:
         raise ValueError(str(error)) from None
     if isinstance(cfg, OwnConfig):
@@ -105,27 +95,3 @@ def _check_vit(cfg: VitConfig, n_channels: int, n_times: int) -> int:
     if tokens > MAX_TOKENS:
         raise ValueError(f"model/patch {cfg.patch}: {tokens:,} patches in a window; at most {MAX_TOKENS:,} are read")
     return 0
-
-
-def _check_covariances(cfg: CovarianceConfig, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> None:
-    signals = min(cfg.components or n_channels, n_channels)
-    if cfg.prototypes:
-        signals = 2 * n_groups(n_outputs) * min(cfg.prototypes, signals)
-    dimension, bands = cfg.order * signals, len(_bank(cfg).ranges(n_times, sfreq))
-    if bands * dimension**2 > MAX_COVARIANCE_VALUES:
-        raise UserError(
-            f"model/name=covariance: covariances of {dimension} signals in {bands} bands have {bands * dimension**2:,} "
-            f"values, of at most {MAX_COVARIANCE_VALUES:,}; set fewer model/components, model/order or bands"
-        )
-
-
-def _bank(cfg: ClosedFormConfig) -> Bank:
-    return Bank(cfg.bands, cfg.low, cfg.high, cfg.n_bands)
-
-
-def _check_bands(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
-    if isinstance(cfg, CovarianceConfig | LinearConfig):
-        needs_bands = isinstance(cfg, CovarianceConfig) or cfg.predictors == "band-power"
-        if needs_bands and not _bank(cfg).ranges(n_times, sfreq):
-            windows = describe_windows(n_times, sfreq)
-            raise UserError(f"{windows} have no frequency in any band of model/bands={cfg.bands}")

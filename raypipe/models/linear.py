@@ -1,7 +1,7 @@
 """A linear map of band power, or of time courses.
 
-This file needs torch (2.2 or later) and its neighbours closed_form.py and network.py: submissions contain all
-unchanged.
+This file needs torch (2.2 or later) and its neighbours bands.py, closed_form.py and network.py: submissions contain
+all unchanged.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 if __package__:
-    from raypipe.models.closed_form import Bank, ClosedForm, spectrum
+    from raypipe.models.bands import Bank
+    from raypipe.models.closed_form import ClosedForm, spectrum
     from raypipe.models.network import DropoutMasks
 else:  # in a submission, where the files are in one folder
-    from closed_form import Bank, ClosedForm, spectrum  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from bands import Bank  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from closed_form import ClosedForm, spectrum  # type: ignore[import-not-found,no-redef,unused-ignore]
     from network import DropoutMasks  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 _MIN_POWER = 1e-6

@@ -1,4 +1,4 @@
-"""Lengths of kernels and pools, which follow from the sampling rate; this file needs nothing but Python.
+"""Sizes of models that follow from the sampling rate and the outputs; this file needs nothing but Python.
 
 Submissions contain it unchanged.
 """
@@ -71,3 +71,11 @@ def shortest_window(kernel: int, pool: int) -> int:
     """Return the samples that a window of EEGNet needs."""
     pooled = LAST_POOL - 1 + SEPARABLE_KERNEL % 2  # the separable convolution adds a sample if its kernel is even
     return max(kernel, pooled * pool)
+
+
+def n_groups(n_outputs: int) -> int:
+    """Return the number of groups of windows that have prototypes: the classes, or thirds of the targets.
+
+    Of K values there are K groups of as many windows each, by the mean of the standardised values: two are halves.
+    """
+    return n_outputs if n_outputs > 1 else 3

@@ -38,6 +38,7 @@ from raypipe.storage.run_store import RunStore
 CODE = (
     "submission.py",
     "ensemble.py",
+    "bands.py",
     "builders.py",
     "closed_form.py",
     "combine.py",

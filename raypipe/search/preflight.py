@@ -11,7 +11,7 @@ from raypipe.core.model_config import MODELS, OwnConfig
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
-from raypipe.models.window_length import check_length, replaced_kernels
+from raypipe.models.window_checks import check_windows, replaced_kernels
 from raypipe.search.example_configs import example_configs
 from raypipe.training.inner_split import split_inner
 
@@ -27,7 +27,7 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
     Raises
     ------
     UserError
-        One suits another kind of target or one value only, has a network that the windows are too short for, shifts
+        One suits another kind of target or one value only, has a model that the windows do not suit, shifts
         windows whose targets are times, or chooses its epoch by fold where a fold has too few training subjects or
         groups, in all or of a class; or a network, loss or augmentation of a user's cannot be used (`own_networks`,
         `own_functions`).
@@ -36,7 +36,7 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
     try:
         for config in configs:
             check_kind(config, windows.kind, windows.n_outputs)
-        lines = _check_lengths(configs, windows)
+        lines = _check_models(configs, windows)
         if any(config.augment.name == "time-shift" for config in configs):
             _check_targets_stay(windows)
         if any(config.early_stop == "fold" for config in configs):
@@ -47,13 +47,14 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
         raise UserError(f"{space.name}: {error}") from None
 
 
-def _check_lengths(configs: list[TrialConfig], windows: WindowStore) -> list[str]:
-    """Check that the windows are long enough for each network, and return lines on kernels that are replaced."""
+def _check_models(configs: list[TrialConfig], windows: WindowStore) -> list[str]:
+    """Check that the windows suit each model, and return lines on kernels that are replaced."""
     lines: list[str | None] = []
     for config in configs:
-        own = windows.of(config.data.store)
-        check_length(config.model, own.crop_samples, own.sfreq)
-        lines.append(replaced_kernels(config.model, own.crop_samples, own.sfreq))
+        own, model = windows.of(config.data.store), config.model
+        shape = {"n_channels": own.n_channels, "n_times": own.crop_samples, "n_outputs": own.n_outputs}
+        check_windows(model, **shape, sfreq=own.sfreq)
+        lines.append(replaced_kernels(model, own.crop_samples, own.sfreq))
     return list(dict.fromkeys(line for line in lines if line))
 
 

@@ -22,7 +22,8 @@ from raypipe.core.folds import Index
 from raypipe.core.outputs import one_value
 from raypipe.core.seeds import derive_seed
 from raypipe.models.closed_form import ClosedForm, centre
-from raypipe.models.covariance import Covariance, n_groups
+from raypipe.models.covariance import Covariance
+from raypipe.models.sizes import n_groups
 from raypipe.training import features
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.discriminant import fit_discriminant, left_out_squares

@@ -14,7 +14,7 @@ from scipy.stats import special_ortho_group
 
 from raypipe.core.closed_form_config import CovarianceConfig
 from raypipe.core.errors import UserError
-from raypipe.models.closed_form import Bank
+from raypipe.models.bands import Bank
 from raypipe.models.covariance import Covariance
 from raypipe.models.from_config import build_model, check_sizes
 from raypipe.training.riemann import inverse_root, riemann_mean

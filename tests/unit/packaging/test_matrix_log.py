@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from raypipe.models.closed_form import Bank
+from raypipe.models.bands import Bank
 from raypipe.models.covariance import Covariance, log_matrix
 from raypipe.packaging.matrix_log import MIN_SHARE, ProductLog, newton_schulz_scales, smallest_share
 from raypipe.training.riemann import inverse_root

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.parameters import parse_config
-from raypipe.models.closed_form import Bank
+from raypipe.models.bands import Bank
 from raypipe.models.covariance import half_vector
 from raypipe.reporting import closed_form_patterns
 from raypipe.reporting.closed_form_patterns import DECIBELS, scalp_patterns, unreadable

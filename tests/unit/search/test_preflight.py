@@ -61,6 +61,24 @@ def test_a_network_that_windows_are_too_short_for_is_refused():
         check(load_space("all_families"), short_windows(20))
 
 
+def only(**model) -> SearchSpace:
+    given = {f"model/{name}": value for name, value in model.items()}
+    return SearchSpace(f"def space(trial):\n    return {given!r}\n", "space.py")
+
+
+def test_bands_and_covariances_that_windows_cannot_have_are_refused_before_a_sweep():
+    toy = short_windows(100)
+    message = r"^space.py: windows of 100 samples \(1 s at 100 Hz\) have no frequency in any band of model/bands=even$"
+    for name in ("covariance", "linear"):
+        with pytest.raises(UserError, match=message):
+            check(only(name=name, bands="even", low=60.0, high=90.0), toy)
+    check(only(name="linear", predictors="time-courses", components=4), toy)
+    message = r"^space.py: model/name=covariance: covariances of 300 signals in 18 bands have 1,620,000 values"
+    with pytest.raises(UserError, match=message):
+        check(only(name="covariance", bands="even", low=2.0, high=38.0, n_bands=18, order=100), toy)
+    check(only(name="covariance", bands="even", low=2.0, high=38.0, n_bands=18, order=50), toy)
+
+
 def test_few_people_do_not_choose_epochs():
     with pytest.raises(UserError, match=r"^space.py: early_stop=fold: fold 0 has \d+ training subjects, .* needs 16"):
         check(space(early_stop="fold"), ToyWindows(subjects=20, each=2))
