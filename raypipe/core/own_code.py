@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from raypipe.core.braindecode_import import stand_ins
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.foreign_code import code_errors
+from raypipe.core.random_streams import seeded
 from raypipe.core.seeds import derive_seed
 from raypipe.core.text import decode_source
 
@@ -295,8 +296,6 @@ def _run(source: SourceFile) -> ModuleType:
 def _seeded_by(code: str) -> Iterator[None]:
     """Let what code draws when it is loaded be the same in every process."""
     import torch  # takes a second, which looking at a run need not
-
-    from raypipe.core.random_streams import seeded
 
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(gpus), seeded(derive_seed("code", code), torch.device("cpu")):

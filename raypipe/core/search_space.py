@@ -18,6 +18,8 @@ from raypipe.core.errors import UserError
 from raypipe.core.foreign_code import describe_code_error, foreign_code
 from raypipe.core.own_code import SourceFile
 from raypipe.core.parameters import nest, parse_config
+from raypipe.core.random_streams import seeded_numbers
+from raypipe.core.seeds import derive_seed
 from raypipe.core.shipped import find_space
 from raypipe.core.space_source import source_of
 from raypipe.core.store_names import PARAMETER as STORE
@@ -104,7 +106,7 @@ class SearchSpace:
     def _module(self) -> dict[str, Any]:
         module: dict[str, Any] = {"__name__": "raypipe_search_space", "__file__": self.name}
         try:
-            with foreign_code():
+            with foreign_code(), seeded_numbers(derive_seed("space", self.hash)):  # each driver runs it anew
                 exec(compile(self.source, self.name, "exec"), module)
         except KeyboardInterrupt:
             raise

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -208,6 +209,17 @@ def test_a_space_can_be_pickled_after_it_has_run(tmp_path):
     assert again == space
     assert again(optuna.trial.FixedTrial({})).epochs == 3
     assert isinstance(again, SearchSpace)
+
+
+def test_what_a_space_draws_when_it_is_read_is_the_same_for_each_driver(tmp_path):
+    text = (
+        "import random\nimport numpy as np\nRATES = [random.random() / 100, float(np.random.rand()) / 100]\n"
+        "def space(trial):\n    trial.suggest_categorical('optim/lr', RATES)\n"
+    )
+    mine = random.getstate()
+    rates = [{config.optim.lr for config in load_space(write(tmp_path, text)).draw(20)} for _ in range(2)]
+    assert rates[0] == rates[1] and len(rates[0]) == 2
+    assert random.getstate() == mine
 
 
 # Several stores
