@@ -101,10 +101,14 @@ def default_training_device() -> torch.device:
     return torch.device("cpu" if missing_gpu() else "cuda")
 
 
-def autocast_type(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type of the forward passes; `auto` is bfloat16 on a GPU that supports it, else float32."""
+def autocast_type(precision: str, device: torch.device, norm: str = "channel") -> torch.dtype:
+    """Return the type of the forward passes; `auto` is bfloat16 on a GPU that supports it, else float32.
+
+    It is float32 for a network that takes windows as they are (`norm` none): of microvolts beside an offset of
+    millivolts, bfloat16 keeps none.
+    """
     if precision == "auto":
-        supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        supported = norm != "none" and device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if supported else torch.float32
     return cast(torch.dtype, getattr(torch, precision))
 

@@ -219,7 +219,8 @@ def make_state(model: M, groups: list[dict[str, Any]], config: TrialConfig, devi
     optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     if device.type == "cuda":
         optimizer.use_device_rate()
-    dtype = autocast_type(config.precision, device)
+    norm = getattr(config.model, "norm", "none")  # models in closed form have none
+    dtype = autocast_type(config.precision, device, norm)
     return TrainState(
         model,
         optimizer,

@@ -12,6 +12,7 @@ import torch
 
 from raypipe.core.errors import UserError
 from raypipe.training.device import (
+    autocast_type,
     available_bytes,
     missing_gpu,
     parse_device,
@@ -92,6 +93,17 @@ def test_a_process_has_its_share_of_all_memory_and_no_more_than_is_free(gpu):
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot give memory back")
+def test_windows_that_no_network_normalises_keep_their_digits(monkeypatch):
+    """A signal of microvolts beside an offset of 20 mV has nothing left in bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    card = torch.device("cuda")
+    assert autocast_type("auto", card) == autocast_type("auto", card, "window") == torch.bfloat16
+    assert autocast_type("auto", card, "none") == autocast_type("auto", torch.device("cpu")) == torch.float32
+    assert autocast_type("bfloat16", card, "none") == torch.bfloat16, "as was asked for"
+    x = 20_000.0 + torch.sin(torch.arange(100.0))
+    assert x.to(torch.bfloat16).std() == 0.0 < x.std()
+
+
 def test_free_memory_of_the_heap_is_given_back():
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
