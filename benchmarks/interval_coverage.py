@@ -3,7 +3,7 @@
     python benchmarks/interval_coverage.py [--sets 2000] [--quick]
 
 Each cell is a rate in percent, of "better" and of "worse", over simulated sets of held-out people: first of percentile
-intervals, then of the verdict's rule (`raypipe.core.bootstrap`). Promised is 2.5 a side. A dash: the verdict says that
+intervals, then of the verdict's rule (`raypipe.core.intervals`). Promised is 2.5 a side. A dash: the verdict says that
 these people are too few. Of families the columns are numbers of families.
 """
 
@@ -18,15 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.bootstrap import (
-    MAX_CHANCE,
-    Samples,
-    contain_zero,
-    interval_of,
-    sign_flip_chance,
-    smallest_chance,
-    widened,
-)
+from raypipe.core.bootstrap import MAX_CHANCE, smallest_chance
+from raypipe.core.intervals import Samples, contain_zero, interval_of, sign_flip_chance, widened
 
 Array = NDArray[np.float64]
 PEOPLE = (6, 8, 12, 20, 36, 60, 100)

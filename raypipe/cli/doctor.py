@@ -8,23 +8,18 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from raypipe.cli.machine import Finding
+from raypipe.cli.windows_checks import check_run_windows, check_windows
 from raypipe.core.errors import CheckpointError, DamagedFileError, UserError, first_line
 from raypipe.core.folds import LeakError
 from raypipe.core.options import parse_options, parse_pretrain_options
 from raypipe.data.manifest import MANIFEST, SETTINGS
-from raypipe.data.splits import audit_subjects, copied_windows
 from raypipe.data.window_cache import open_windows
-from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import EVALUATION_LOG, read_evaluations
 from raypipe.ensembles.fitted import ARRAYS, RECORD, Ensemble
-from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, encoder_files
 from raypipe.pretraining.reconcile import differences
@@ -35,7 +30,7 @@ from raypipe.storage.files import Folder, open_folder
 from raypipe.storage.journal import JOURNAL_FILE
 from raypipe.storage.lease import DRIVER_FILE, read_driver, read_lease
 from raypipe.storage.outer_run import OuterRun
-from raypipe.storage.records import OPTIONS_FILE, OUTER_FILE, PRETRAIN_FILE, RUN_FILE, Member, read_options
+from raypipe.storage.records import OPTIONS_FILE, OUTER_FILE, PRETRAIN_FILE, RUN_FILE, read_options
 from raypipe.storage.remote import RemoteFolder, without_settings
 from raypipe.storage.remote_retry import RetryPolicy
 from raypipe.storage.run_layout import misplaced
@@ -77,7 +72,7 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
                 f"{without_settings(where)}: an intact bundle: {bundle.info.target}, {len(bundle.info.members)} models",
             )
         elif folder.exists(MANIFEST) or folder.exists(SETTINGS):
-            yield from _windows(open_windows(where))
+            yield from check_windows(open_windows(where))
         elif "://" not in where:
             there = "not a store, run, pretrained run or bundle" if Path(where).exists() else "no such folder"
             yield Finding("broken", f"{where}: {there}", "name what raypipe prepare, sweep, pretrain or export wrote")
@@ -111,42 +106,6 @@ def reachable(folder: Folder) -> Finding:
     return Finding(
         "ok", f"{without_settings(folder.where)}: can be written, read and listed ({1000 * took:.0f} ms for a file)"
     )
-
-
-def _windows(windows: WindowStore) -> Iterator[Finding]:
-    place = without_settings(windows.where)
-    damaged = 0
-    for line in windows.damaged():
-        damaged += 1
-        yield Finding("broken", line)
-    if not damaged:
-        yield Finding("ok", f"{place}: intact: {windows.describe()}")
-    if windows.kind == "regression" and not np.isfinite(windows.targets).all():
-        yield Finding(
-            "broken",
-            f"{place}: some targets are not numbers",
-            "correct participants.tsv or the events and prepare again",
-        )
-    yield from _copies(windows)
-
-
-def _copies(windows: WindowStore) -> Iterator[Finding]:
-    """Find windows of different subjects with the same samples."""
-    recordings, group_of = windows.table["recording"].tolist(), windows.group_of
-    persons = [group_of.get(subject, f"sub-{subject}") for subject in windows.subjects.tolist()]
-    pairs = Counter(
-        " and ".join(sorted((recordings[one], recordings[other])))
-        for one, other in copied_windows(windows.table["digest"].to_numpy(str))
-        if persons[one] != persons[other]
-    )
-    for names, n in pairs.items():
-        yield Finding(
-            "broken",
-            f"{without_settings(windows.where)}: {n} windows of {names} hold the same samples, but belong to different "
-            "subjects",
-            "remove one of them, or group the subjects with --groups, and prepare again; in different folds they would "
-            "be a leak",
-        )
 
 
 def _outer(where: str) -> Iterator[Finding]:
@@ -189,7 +148,7 @@ def _run(where: str) -> Iterator[Finding]:
         yield from _study(run, trials)
     yield from _checkpoints(run, trials)
     yield from _ensemble(run)
-    yield from _data(run, whole=not damaged)
+    yield from check_run_windows(run, whole=not damaged)
 
 
 def _driver(run: RunStore) -> Iterator[Finding]:
@@ -302,31 +261,6 @@ def _checkpoints(run: RunStore, trials: Mapping[int, TrialRecords]) -> Iterator[
                     continue  # a driver has removed it since
     if whole and not damaged:
         yield Finding("ok", f"{whole} checkpoints of trials that have not ended are intact")
-
-
-def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
-    """Check that a run's windows are there, are those it was made from, are intact, and are split by its fold map."""
-    try:
-        windows = open_windows(run.info.data)
-    except UserError as error:
-        yield Finding("broken", f"its windows cannot be opened: {first_line(error)}")
-        return
-    if windows.data_hash != run.info.data_hash:
-        yield Finding(
-            "broken",
-            f"{without_settings(windows.where)}: not the windows that the run was made from (hash "
-            f"{windows.data_hash[:12]}, the run has {run.info.data_hash[:12]})",
-            "prepare them again from the same recordings, or name a new run",
-        )
-        return
-    yield from _windows(windows)
-    audit_subjects(windows, run.folds)
-    yield Finding("ok", "no leak: no subject, recording or copy of one is on both sides of a split")
-    ranked = run.ranked()
-    if ranked and whole:
-        members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
-        read_oof_predictions(run, members, windows.subjects, windows.targets)
-        yield Finding("ok", f"out-of-fold predictions of {len(ranked)} trial(s) follow the fold map and are finite")
 
 
 def _pretrained(where: str) -> Iterator[Finding]:

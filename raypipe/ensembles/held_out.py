@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raypipe.core.bootstrap import Interval
 from raypipe.core.folds import Index
+from raypipe.core.intervals import Interval
 from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
 from raypipe.ensembles.baselines import Baseline

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from raypipe.core.bootstrap import Interval
+from raypipe.core.intervals import Interval
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raypipe.core.bootstrap import MAX_CHANCE, Interval, smallest_chance
+from raypipe.core.bootstrap import MAX_CHANCE, smallest_chance
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
+from raypipe.core.intervals import Interval
 from raypipe.core.levels import Level, ScoredRows, rows_at_level
 from raypipe.core.metrics import constant_prediction, get_metric
 from raypipe.core.progress import Progress

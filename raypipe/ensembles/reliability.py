@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from raypipe.core.bootstrap import CROSS_VALIDATED, bootstrap_subjects
+from raypipe.core.bootstrap import bootstrap_subjects
 from raypipe.core.class_metrics import mean, mean_sums
+from raypipe.core.intervals import CROSS_VALIDATED
 from raypipe.core.levels import rows_at_level
 from raypipe.core.metrics import Floats, Ints, Metric, from_sums
 from raypipe.core.record import FrozenModel

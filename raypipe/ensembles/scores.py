@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects, smallest_chance
+from raypipe.core.bootstrap import bootstrap_difference, bootstrap_subjects, smallest_chance
+from raypipe.core.intervals import Interval
 from raypipe.core.levels import Level, people_rows, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, get_metric, score
 from raypipe.ensembles.decisions import decide

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.progress import Progress
 from raypipe.data.arrays import array_blocks, in_microvolts, unit_in_volts
-from raypipe.data.epochs import DROPPED, subjects_of
+from raypipe.data.epochs import subjects_of
 from raypipe.data.epochs_files import EpochsSource, find_epochs, is_epochs
+from raypipe.data.epochs_target import DROPPED
 from raypipe.data.given_subjects import read_subjects, recording_keys
 from raypipe.data.given_windows import check_channel_names, given_recording
 from raypipe.data.plan import RATE_TOLERANCE

@@ -16,9 +16,9 @@ from raypipe.models.vit import ViT
 from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.trainer import Pretrainer, features
 from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.fold_trainer import Interrupted, never
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import FoldEpoch
-from raypipe.training.trainer import Interrupted, never
 
 
 class PretrainTrainer:

@@ -27,12 +27,13 @@ from raypipe.pretraining.objective import Objective, Passes, PretrainBatch, work
 from raypipe.pretraining.simclr import SimclrObjective
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.determinism import use_deterministic_algorithms
+from raypipe.training.fold_trainer import Interrupted, never
 from raypipe.training.loader import WindowLoader
 from raypipe.training.losses import mean_loss
 from raypipe.training.optim import AdamW, set_learning_rate, split_by_decay
 from raypipe.training.sampling import MIN_BATCH, even_batches
 from raypipe.training.step import TrainState, take_step
-from raypipe.training.trainer import Interrupted, make_network, never
+from raypipe.training.trainer import make_network
 from raypipe.training.transfer import to_device
 
 if TYPE_CHECKING:

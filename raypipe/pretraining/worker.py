@@ -24,8 +24,9 @@ from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.records import PretrainEpoch
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.fold_trainer import Interrupted, never
 from raypipe.training.loader import FoldData, WindowLoader
-from raypipe.training.trainer import Interrupted, SupervisedTrainer, never
+from raypipe.training.trainer import SupervisedTrainer
 
 log = logging.getLogger(__name__)
 

@@ -28,13 +28,14 @@ from raypipe.training import features
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.discriminant import fit_discriminant, left_out_squares
 from raypipe.training.features import SharedFeatures, compute_features, read_batches
+from raypipe.training.fold_trainer import Interrupted, never
 from raypipe.training.linear_head import Head, fit_head, left_out_losses
 from raypipe.training.loader import FoldData
 from raypipe.training.losses import class_weights
 from raypipe.training.result import FoldEpoch
 from raypipe.training.riemann import whitening
 from raypipe.training.spatial_filters import Responses, fit_responses, principal_components
-from raypipe.training.trainer import Interrupted, make_network, never
+from raypipe.training.trainer import make_network
 
 MAX_PARTS = 5
 """Parts of the training people, to choose the penalty by."""

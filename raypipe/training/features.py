@@ -11,8 +11,8 @@ from torch import Tensor
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.core.folds import Index
 from raypipe.models.closed_form import ClosedForm
+from raypipe.training.fold_trainer import Interrupted, never
 from raypipe.training.loader import FoldData
-from raypipe.training.trainer import Interrupted, never
 
 MAX_FEATURE_VALUES = 2**26
 """Values of the feature matrix of a fold (512 MiB). Of more windows, as many as fit are drawn by seed."""

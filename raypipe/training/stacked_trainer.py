@@ -15,11 +15,12 @@ from torch import Tensor
 
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.models.network import Network
+from raypipe.training.fold_trainer import FoldTrainer, Interrupted, never
 from raypipe.training.graphs import Stepper
 from raypipe.training.loader import Batch
 from raypipe.training.result import FoldEpoch
 from raypipe.training.step import LossOf, StepResult, TrainState, optimise
-from raypipe.training.trainer import FoldTrainer, Interrupted, SupervisedTrainer, never
+from raypipe.training.trainer import SupervisedTrainer
 
 Tensors = dict[str, Tensor]
 

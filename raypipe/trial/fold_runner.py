@@ -21,10 +21,11 @@ from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.training import checkpoint
 from raypipe.training.closed_form import ClosedFormTrainer
 from raypipe.training.features import SharedFeatures
+from raypipe.training.fold_trainer import FoldTrainer, Interrupted, never
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
-from raypipe.training.trainer import FoldTrainer, Interrupted, SupervisedTrainer, never
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.evaluator import IDENTITY, checkpoint_identity, read_fold_checkpoint
 from raypipe.trial.failures import read_retry
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects, smallest_chance
+from raypipe.core.bootstrap import bootstrap_difference, bootstrap_subjects, smallest_chance
 from raypipe.core.class_metrics import OF_CONFUSION
+from raypipe.core.intervals import Interval
 from raypipe.core.levels import within_folds
 from raypipe.core.metrics import METRICS, get_metric
 from raypipe.core.perfect_scores import interval_of_agreeing

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.core.bootstrap import CROSS_VALIDATED
+from raypipe.core.intervals import CROSS_VALIDATED
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.reliability import (
     calibration_error,

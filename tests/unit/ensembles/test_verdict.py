@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raypipe.core.bootstrap import Interval
+from raypipe.core.intervals import Interval
 from raypipe.ensembles.comparisons import gap_note, level_of_best
 from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.fit import fit_ensemble

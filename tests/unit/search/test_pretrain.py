@@ -35,8 +35,8 @@ from raypipe.storage.files import PARTIAL_SUFFIX
 from raypipe.storage.lease import Lease
 from raypipe.storage.records import read_options, write_options
 from raypipe.training.finetuning import choose_trained, initial_id, merge_lora, parameter_groups, start_from
+from raypipe.training.fold_trainer import never
 from raypipe.training.loader import WindowLoader
-from raypipe.training.trainer import never
 from raypipe.trial.local import run_trial
 from tests.support.plain import parts_without_ray
 from tests.support.process import process_state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raypipe.cli import doctor
+from raypipe.cli.windows_checks import check_run_windows
 from raypipe.core.errors import UserError
 from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
@@ -100,8 +100,8 @@ def test_an_encoder_is_pretrained_on_one_store(tmp_path, places):
 def test_a_run_of_several_stores_is_intact(tmp_path, places):
     both = open_windows(places)
     run = make_run(tmp_path / "run", both, data=both.where)
-    assert {finding.level for finding in doctor._data(run, whole=True)} == {"ok"}
+    assert {finding.level for finding in check_run_windows(run, whole=True)} == {"ok"}
     shard = next((places["low"] / "shards").glob("*.npy"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    broken = [finding.what for finding in doctor._data(run, whole=True) if finding.level == "broken"]
+    broken = [finding.what for finding in check_run_windows(run, whole=True) if finding.level == "broken"]
     assert len(broken) == 1 and str(shard) in broken[0]
