@@ -15,7 +15,7 @@ from raypipe.packaging import scorer
 from raypipe.packaging.archive import LayoutError, unpack_submission
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.packaging.challenge_windows import CHALLENGE_WINDOWS, challenge_of, scorer_misfit
-from raypipe.packaging.manifest import MANIFEST, SubmissionManifest
+from raypipe.packaging.manifest import MANIFEST, ChallengeEntry, SubmissionManifest
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
 from raypipe.packaging.submission import INPUT_SCALE
 from raypipe.storage.local_path import local_path
@@ -159,23 +159,21 @@ def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request] 
     detail = f"has only challenge {names}" if len(requests) == 1 else f"has challenges {names}"
     report.add("manifest", bool(requests), detail if requests else "has no challenge")
     for challenge, entry in manifest.challenges.items():
-        spec = entry.spec
-        misfit = scorer_misfit(
-            int(challenge),
-            entry.target,
-            channels=entry.channels,
-            n_times=spec.n_times,
-            sfreq=spec.sfreq,
-            tmin=entry.tmin,
-        )
-        if not misfit and len(entry.channels) != spec.n_channels:
-            misfit = f"it names {len(entry.channels)} channels, and its networks take {spec.n_channels}"
-        report.add(
-            f"challenge {challenge}: target and windows",
-            not misfit,
-            misfit or f"{entry.target}, in the scorer's windows",
-        )
+        misfit = _misfit(int(challenge), entry)
+        detail = misfit or f"{entry.target}, in the scorer's windows"
+        report.add(f"challenge {challenge}: target and windows", not misfit, detail)
     return requests
+
+
+def _misfit(challenge: int, entry: ChallengeEntry) -> str:
+    """Return why an entry of the manifest does not answer its challenge; an empty text if it does."""
+    spec = entry.spec
+    misfit = scorer_misfit(
+        challenge, entry.target, channels=entry.channels, n_times=spec.n_times, sfreq=spec.sfreq, tmin=entry.tmin
+    )
+    if not misfit and len(entry.channels) != spec.n_channels:
+        return f"it names {len(entry.channels)} channels, and its networks take {spec.n_channels}"
+    return misfit
 
 
 def _compare_with_bundle(report: CheckReport, requests: dict[str, Request], bundle: LoadedEnsemble) -> bool:

@@ -14,7 +14,6 @@ from raypipe.backend.remote_call import RemoteSite, connect
 from raypipe.backend.resources import divide_resources
 from raypipe.core.addresses import check_cluster_address
 from raypipe.core.config import TrialConfig
-from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.gpu_share import reserved_gpu_share
@@ -27,7 +26,7 @@ from raypipe.data.splits import folds_of, outer_parts_of
 from raypipe.data.window_cache import open_windows
 from raypipe.search.example_configs import start_configs
 from raypipe.search.measurement import Cost, Measurement, cached_loaders, measure
-from raypipe.search.preflight import check_space
+from raypipe.search.preflight import check_space, foreseen_warnings
 from raypipe.storage.records import KEPT_TRIALS
 from raypipe.trial.callback import SweepCallback
 
@@ -184,11 +183,7 @@ def forecast(
     if not address:
         divide_resources(chosen, folds.n_folds, _machines([_this_machine()], given))  # fails before the measurement
     source.check()
-    warnings = check_space(source, windows, folds)
-    if without_effect := parameters_without_effect(source, windows.kind):
-        warnings.append(without_effect)
-    if left_out := windows.left_out_line():
-        warnings.append(left_out)
+    warnings = check_space(source, windows, folds) + foreseen_warnings(source, windows)
     worker = {"cpus": chosen.cpus_per_worker, "gpus": chosen.gpus_per_worker}
     with _site(address, callback or SweepCallback(), worker) as site:
         found = _measure_all(site, windows.where, folds, _configurations(source), worker, progress)

@@ -12,7 +12,6 @@ from typing import Any
 
 from raypipe.backend.executor import WorkerPool
 from raypipe.backend.process_state import restored_process_state
-from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError
 from raypipe.core.options import MAX_SEED, SweepOptions, parse_options
 from raypipe.core.search_space import SearchSpace, Space, load_space
@@ -23,6 +22,7 @@ from raypipe.data.splits import outer_parts_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.search.own_metrics import find_own_metric, metric_of
+from raypipe.search.preflight import foreseen_warnings
 from raypipe.search.run_setup import check_new_run, open_run, record_of_windows
 from raypipe.search.sweep import drive, open_cluster
 from raypipe.search.trackers import check_trackers
@@ -61,10 +61,8 @@ def sweep_outer(
     check_trackers(chosen.track)
     windows, callback = open_windows(data), callback or SweepCallback()
     source = load_space(space, windows.names)
-    if without_effect := parameters_without_effect(source, windows.kind):
-        callback.on_warning(without_effect)
-    if left_out := windows.left_out_line():
-        callback.on_warning(left_out)
+    for line in foreseen_warnings(source, windows):
+        callback.on_warning(line)
     found = _open(source, windows, str(run), chosen, outer, init)
     return _drive_parts(found, source, windows, chosen, _encoder_of(found, init), callback, stop)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from raypipe.core import own_code
 from raypipe.core.combinations import check_kind
 from raypipe.core.config import OwnAugmentConfig, OwnLossConfig, TrialConfig
+from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.model_config import MODELS, OwnConfig
@@ -45,6 +46,12 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
         return lines + _check_own_code(configs, windows, folds)
     except UserError as error:
         raise UserError(f"{space.name}: {error}") from None
+
+
+def foreseen_warnings(space: SearchSpace, windows: WindowStore) -> list[str]:
+    """Return a line if a space draws parameters without effect, and one if several stores leave windows out."""
+    lines = [parameters_without_effect(space, windows.kind), windows.left_out_line()]
+    return [line for line in lines if line]
 
 
 def _check_models(configs: list[TrialConfig], windows: WindowStore) -> list[str]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.executor import Driver, WorkerPool, execute, supervise
 from raypipe.backend.process_state import restored_process_state
-from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError, disk_full
 from raypipe.core.options import SweepOptions, parse_options
 from raypipe.core.search_space import SearchSpace, Space, load_space, silence_optuna
@@ -25,6 +24,7 @@ from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.search.example_configs import example_configs
 from raypipe.search.own_metrics import find_own_metric, metric_of
+from raypipe.search.preflight import foreseen_warnings
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
@@ -73,10 +73,8 @@ def sweep(
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows)})
     metric = metric_of(chosen, windows)
     source, callback = load_space(space, windows.names), callback or SweepCallback()
-    if without_effect := parameters_without_effect(source, windows.kind):
-        callback.on_warning(without_effect)
-    if left_out := windows.left_out_line():
-        callback.on_warning(left_out)
+    for line in foreseen_warnings(source, windows):
+        callback.on_warning(line)
     with open_cluster(chosen, callback) as cluster:
         warm = None
         if warm_start is not None and not RunStore.exists(run):

@@ -8,6 +8,7 @@ side, by L-BFGS on principal axes of the features, where a diagonal bounds the c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -262,14 +263,8 @@ class _Problem:
             d_XCK = _direction(g_XCK, memory)
             step_XCK = d_XCK * unit_X11
             eta_step_NCK = self.outputs(step_XCK)
-            slope_C, size_C = _dot(g_XCK, d_XCK), torch.ones_like(value_C)
-            for _ in range(_MAX_HALVINGS):
-                new_C = value(eta_NCK + size_C[:, None] * eta_step_NCK, b_XCK + size_C[:, None] * step_XCK)
-                worse_C = new_C > value_C + 1e-4 * size_C * slope_C + 1e-14 * value_C.abs()
-                if not worse_C.any():
-                    break
-                size_C = torch.where(worse_C, size_C / 2, size_C)
-            size_C = torch.where(worse_C, 0.0, size_C)
+            start, step = (eta_NCK, b_XCK), (eta_step_NCK, step_XCK)
+            size_C = _step_size(value, start, step, value_C, _dot(g_XCK, d_XCK))
             b_XCK, eta_NCK = b_XCK + size_C[:, None] * step_XCK, eta_NCK + size_C[:, None] * eta_step_NCK
             value_C, before_XCK, g_XCK = value(eta_NCK, b_XCK), g_XCK, gradient(eta_NCK, b_XCK)
             moved_XCK, change_XCK = size_C[:, None] * d_XCK, g_XCK - before_XCK
@@ -279,6 +274,35 @@ class _Problem:
 
 def _dot(a_XCK: Tensor, b_XCK: Tensor) -> Tensor:
     return (a_XCK * b_XCK).sum((0, 2))
+
+
+def _step_size(
+    value: Callable[[Tensor, Tensor], Tensor],
+    start: tuple[Tensor, Tensor],
+    step: tuple[Tensor, Tensor],
+    value_C: Tensor,
+    slope_C: Tensor,
+) -> Tensor:
+    """Return the size of each fit's step, halved until its value falls enough; 0 where it never does.
+
+    Parameters
+    ----------
+    value
+        Value (C,) of outputs and weights.
+    start, step
+        Outputs and weights at the start, and what a whole step adds to them.
+    value_C, slope_C
+        Value and slope at the start.
+    """
+    (eta_NCK, b_XCK), (eta_step_NCK, step_XCK) = start, step
+    size_C = torch.ones_like(value_C)
+    for _ in range(_MAX_HALVINGS):
+        new_C = value(eta_NCK + size_C[:, None] * eta_step_NCK, b_XCK + size_C[:, None] * step_XCK)
+        worse_C = new_C > value_C + 1e-4 * size_C * slope_C + 1e-14 * value_C.abs()
+        if not worse_C.any():
+            break
+        size_C = torch.where(worse_C, size_C / 2, size_C)
+    return torch.where(worse_C, 0.0, size_C)
 
 
 def _direction(g_XCK: Tensor, memory: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
