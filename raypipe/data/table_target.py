@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,8 +37,8 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class LabelTable(Target):
-    """Predict a column, or several, of a table with a row for each subject or recording, from consecutive windows."""
+class _OfTable(Target):
+    """A target whose values are in a table of labels."""
 
     file: str = ""
     columns: tuple[str, ...] = ()
@@ -52,6 +53,15 @@ class LabelTable(Target):
         return read_each_column(
             self.spec, self.columns, self.kind, lambda name: replace(self, columns=(name,))._read(recordings)
         )
+
+    @abstractmethod
+    def _read(self, recordings: Sequence[Recording]) -> Labels:
+        """Read the labels of the first column."""
+
+
+@dataclass(frozen=True)
+class LabelTable(_OfTable):
+    """Predict a column, or several, of a table with a row for each subject or recording, from consecutive windows."""
 
     def _read(self, recordings: Sequence[Recording]) -> Labels:
         rows = read_rows(self.file, self.column, self.joined_on)
@@ -73,26 +83,12 @@ class LabelTable(Target):
 
 
 @dataclass(frozen=True)
-class EventTable(EventTarget):
+class EventTable(_OfTable, EventTarget):
     """Predict a column, or several, of a table that has a row for each event, from the windows after the events.
 
     A row is that of the event whose onset differs by at most a millisecond. For prediction, windows are at all events
     that `query` takes.
     """
-
-    file: str = ""
-    columns: tuple[str, ...] = ()
-    kind: Kind | None = None
-
-    @property
-    def column(self) -> str:
-        """Return the first column."""
-        return self.columns[0]
-
-    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        return read_each_column(
-            self.spec, self.columns, self.kind, lambda name: replace(self, columns=(name,))._read(recordings)
-        )
 
     def _read(self, recordings: Sequence[Recording]) -> Labels:
         rows = read_rows(self.file, self.column, self.joined_on)
@@ -189,7 +185,7 @@ def _keys_in(file: str, table: pd.DataFrame, columns: Sequence[str]) -> tuple[st
     return tuple(key for key in KEYS if key in present)
 
 
-def _missing(target: LabelTable | EventTable, rows: Sequence[Row]) -> frozenset[str]:
+def _missing(target: _OfTable, rows: Sequence[Row]) -> frozenset[str]:
     """Return the spellings of a missing value in the joined rows: ``none`` may be a class of text."""
     return missing_spellings([row.cell for row in rows], as_text=target.kind == "classification")
 
@@ -257,7 +253,7 @@ def _row_of_each(
     return found
 
 
-def _labels(target: LabelTable | EventTable, cells: Mapping[str, str], each: str) -> Labels:
+def _labels(target: _OfTable, cells: Mapping[str, str], each: str) -> Labels:
     """Return the labels of the joined cells, by their owners."""
     where = f"{target.file}: column '{target.column}'"
     if not cells:
@@ -267,7 +263,7 @@ def _labels(target: LabelTable | EventTable, cells: Mapping[str, str], each: str
     return column_labels(column.values, where, target.kind, is_numeric=column.is_numeric, each=each)
 
 
-def _note(target: LabelTable | EventTable, rows: Sequence[Row], used: Sequence[Row], missing: frozenset[str]) -> str:
+def _note(target: _OfTable, rows: Sequence[Row], used: Sequence[Row], missing: frozenset[str]) -> str:
     """Return a sentence on the rows that were joined, and the others."""
     lines = {row.line for row in used}
     others = [row.line for row in rows if row.line not in lines]
