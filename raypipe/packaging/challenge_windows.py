@@ -57,7 +57,7 @@ def scorer_misfit(
         for w in (windows, CHALLENGE_WINDOWS)
     )
     if windows != CHALLENGE_WINDOWS:
-        return f"it takes windows of {own}, the scorer shows {shown}"
+        return f"its windows are {own}, those of the scorer {shown}"
     for number, (name, wanted) in enumerate(zip(channels, challenge_channels(), strict=True), start=1):
         if name != wanted:
             return f"channel {number} of its windows is {name}, the scorer's is {wanted} (E1 to E128, then Cz)"

@@ -36,7 +36,7 @@ from raypipe.recordings.raw import raw_recordings, raws_in
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.storage.files import write_atomic
-from raypipe.storage.local_path import local_path
+from raypipe.storage.local_path import local_file, local_path
 
 PredictionLevel = Literal["window", "recording", "subject"]
 """What a row of the table is of."""
@@ -113,7 +113,7 @@ def predict(
     """
     if level not in ("window", "recording", "subject"):
         raise UserError(f"level '{level}': must be window, recording or subject")
-    out = None if out_csv is None else _table_file(out_csv)
+    out = None if out_csv is None else local_file(out_csv, "a table is written", "predictions.csv")
     if isinstance(recordings, str | Path):
         recordings = local_path(recordings, "recordings are predicted", "copy them here")
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
@@ -130,14 +130,6 @@ def predict(
         text = table.to_csv(index=False, float_format="%.7g")
         write_atomic(out, lambda file: file.write(text.encode()))
     return table
-
-
-def _table_file(out: str | Path) -> Path:
-    """Return the path of a table, before hours are spent on it; raises UserError if it is a URI or a folder."""
-    path = local_path(out, "a table is written", "name a file here, and copy it")
-    if path.is_dir():
-        raise UserError(f"{out}: a folder; name a file, such as {path / 'predictions.csv'}")
-    return path
 
 
 def _predict_any(

@@ -259,7 +259,7 @@ def _require_scorers(store: WindowStore, challenge: int) -> None:
     )
     words = [*other_steps(manifest.plan), *other_cuts(manifest, challenge)]
     if misfit or words:
-        reason = misfit.replace("it takes", "it has") or f"its windows were made with {' '.join(words)}"
+        reason = misfit or f"its windows were made with {' '.join(words)}"
         raise UserError(
             f"{store.path}: {reason}; the score is of the challenge's windows: prepare them with no option but "
             "--sfreq 100 and --band 0.5 50"

@@ -13,10 +13,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raypipe.core.errors import UserError, first_line
+from raypipe.core.errors import first_line
 from raypipe.reporting.plotting import inline_svg
 from raypipe.storage.files import Folder, open_folder
-from raypipe.storage.local_path import local_path
+from raypipe.storage.local_path import local_file
 from raypipe.storage.remote import without_settings
 
 if TYPE_CHECKING:
@@ -125,10 +125,8 @@ def save_page(html: str, folder: Folder, out: str | Path | None) -> str:
 
 def report_file(out: str | Path) -> Path:
     """Return the path of a report that is written outside its run; raises UserError if it is a URI or a folder."""
-    path = local_path(out, "a report is written", "name a file here, or none: a run behind a URI has its report there")
-    if path.is_dir():
-        raise UserError(f"{out}: a folder; name a file, such as {path / PAGE_FILE}")
-    return path
+    instead = "name a file here, or none: a run behind a URI has its report there"
+    return local_file(out, "a report is written", PAGE_FILE, instead)
 
 
 @cache

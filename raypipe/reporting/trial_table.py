@@ -15,7 +15,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.parameters import flatten, parameter_names
 from raypipe.storage.files import write_atomic
 from raypipe.storage.lease import read_lease
-from raypipe.storage.local_path import local_path
+from raypipe.storage.local_path import local_file
 from raypipe.storage.records import TrialResult, best_epoch
 from raypipe.storage.run_store import RunStore
 
@@ -122,9 +122,7 @@ def write_table(table: pd.DataFrame, kind: str, out: str | Path) -> None:
     UserError
         `kind` is not one of `FORMATS`, or `out` is a folder.
     """
-    path = local_path(out, "a table is written", "name a file here, and copy it")
-    if path.is_dir():
-        raise UserError(f"{out}: a folder; name a file")
+    path = local_file(out, "a table is written", f"trials.{kind}")
     write_atomic(path, lambda file: file.write(encode_table(table, kind)))
 
 

@@ -31,3 +31,24 @@ def local_path(where: str | Path, what: str, instead: str) -> Path:
         uri = without_settings(_SCHEME.sub(r"\1://", str(where), count=1))
         raise UserError(f"{uri}: {what} on this machine only; {instead}")
     return Path(where).expanduser()
+
+
+def local_file(where: str | Path, what: str, name: str, instead: str = "name a file here, and copy it") -> Path:
+    """Return the path of a file to write on this machine, before time is spent on what it will hold.
+
+    Parameters
+    ----------
+    where, what, instead
+        See `local_path`.
+    name
+        An example of a file's name, for the message.
+
+    Raises
+    ------
+    UserError
+        It is a URI or a folder.
+    """
+    path = local_path(where, what, instead)
+    if path.is_dir():
+        raise UserError(f"{where}: a folder; name a file, such as {path / name}")
+    return path

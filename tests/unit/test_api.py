@@ -137,7 +137,7 @@ def test_a_run_gives_what_a_notebook_asks_for(simulated, tmp_path):
     assert "held-out people scored 1 time(s)" in repr(run)
     assert raypipe.load_ensemble(run.export(tmp_path / "bundle")).channels == simulated.windows.channels
     with pytest.raises(
-        raypipe.UserError, match=r"takes windows of 4 channels x 200 samples at 100 Hz, the scorer shows"
+        raypipe.UserError, match=r"its windows are 4 channels x 200 samples at 100 Hz, those of the scorer"
     ):
         raypipe.export(run, tmp_path / "submission.ZIP")
     with pytest.raises(raypipe.UserError, match="no raypipe run there"):

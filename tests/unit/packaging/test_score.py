@@ -83,7 +83,7 @@ def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, four_cha
     [
         ({"tmin": -0.5}, {}, "its windows begin -0.5 s after the target, those of the scorer 0.5 s"),
         ({"channels": ("E2", "E1", "E3", "Cz")}, {}, "channel 1 of its windows is E2, the scorer's is E1"),
-        ({"crop_samples": 100}, {}, "it has windows of 4 channels x 100 samples at 100 Hz, the scorer shows 4"),
+        ({"crop_samples": 100}, {}, "its windows are 4 channels x 100 samples at 100 Hz, those of the scorer 4"),
         ({"preprocessing": Preprocessing(reference="average")}, {}, "its windows were made with --reference average"),
         ({"preprocessing": Preprocessing(band=(8.0, 12.0))}, {}, "its windows were made with --band 8 12"),
         ({"preprocessing": Preprocessing(band=(0.5, 50.0), reject=80.0)}, {}, "its windows were made with --reject 80"),

@@ -107,11 +107,11 @@ def test_what_is_not_the_challenge_s_is_refused_and_fails_the_check(simulated, c
     with pytest.raises(UserError, match=r"target is 'events:off,on', that of neither challenge; a submission is for"):
         require_challenge(classes.ensemble(top=1))
     with pytest.raises(
-        UserError, match=r"windows of 4 channels x 200 samples at 100 Hz, the scorer shows 129 channels"
+        UserError, match=r"its windows are 4 channels x 200 samples at 100 Hz, those of the scorer 129 channels"
     ):
         export_submission(simulated.ensemble(top=1), tmp_path / "out.zip")
     (line,) = check_submission(submission).failures
-    assert line.name == "challenge 1: target and windows" and "the scorer shows 129 channels x 200" in line.detail
+    assert line.name == "challenge 1: target and windows" and "those of the scorer 129 channels x 200" in line.detail
     other = export_submission({2: classes.ensemble(top=1)}, tmp_path / "2.zip", windows={2: classes.windows})
     (line,) = check_submission(other).failures
     assert line.detail == "its target is 'events:off,on', not that of challenge 2"
@@ -128,9 +128,9 @@ CHANNELS = [*(f"E{number}" for number in range(1, 129)), "Cz"]
         ({"channels": [*CHANNELS[1:128], "E1", "Cz"]}, "channel 1 of its windows is E2, the scorer's is E1"),
         (
             {"channels": CHANNELS[:128]},
-            "it takes windows of 128 channels x 200 samples at 100 Hz, the scorer shows 129",
+            "its windows are 128 channels x 200 samples at 100 Hz, those of the scorer 129",
         ),
-        ({"sfreq": 50.0, "n_times": 100}, "it takes windows of 129 channels x 100 samples at 50 Hz"),
+        ({"sfreq": 50.0, "n_times": 100}, "its windows are 129 channels x 100 samples at 50 Hz"),
         ({"target": "challenge2"}, "its target is 'challenge2', not that of challenge 1"),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_run_without_trials_has_a_table_without_rows(tmp_path):
 
 
 def test_bad_targets_are_errors(run, tmp_path, capsys):
-    with pytest.raises(UserError, match="a folder"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}: a folder; name a file, such as {tmp_path}/trials\.csv$"):
         write_table(trials_table(run), "csv", tmp_path)
     assert command("trials", run.where, "--parquet", "-") == 2
     assert "not text" in capsys.readouterr().err
