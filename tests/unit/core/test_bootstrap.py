@@ -97,7 +97,7 @@ def test_each_side_of_a_difference_has_its_own_rows_of_the_same_subjects() -> No
     assert found == pytest.approx(bootstrap_difference("rmse", y, a, b, subjects, n=100))
     with pytest.raises(ValueError, match="the same subjects on both sides"):
         difference_of(
-            Scored(rmse, y, a, subjects), Scored(rmse, y[1:], b[1:], np.array(subjects[1:], dtype="U9") + "x")
+            Scored(rmse, y, a, subjects), Scored(rmse, y[1:], b[1:], [f"{subject}x" for subject in subjects[1:]])
         )
 
 
