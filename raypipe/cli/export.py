@@ -235,7 +235,8 @@ def bench(
     """
     from raypipe.packaging.bench import bench as measure
 
-    write(measure(path, threads=threads, seconds=seconds, trust_code=trust_code))
+    for line in measure(path, threads=threads, seconds=seconds, trust_code=trust_code).lines():
+        write(line)
 
 
 @app.command(

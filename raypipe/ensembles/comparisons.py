@@ -32,16 +32,17 @@ class Pair(NamedTuple):
     high: float
     level: float = 0.95
     """Of the interval."""
+    note: str = ""
+    """What the score of what is shipped is of, if that is not plain."""
 
     def text(self, label: str, sign: int) -> str:
         """Return the two scores and the difference; `sign` is -1 for the baseline minus what is shipped."""
         low, high = sorted((sign * self.low, sign * self.high))
-        first, second = (self.shipped, self.baseline) if sign > 0 else (self.baseline, self.shipped)
+        pair = [f"{self.shipped:.3f}{self.note}", f"{self.baseline:.3f}"]
+        first, second = pair if sign > 0 else reversed(pair)
         interval = f"{100 * self.level:.3g} % CI {low:+.3f} to {high:+.3f}"
         difference = "no interval" if math.isnan(low) else interval
-        return (
-            f"{self.where} {label} {first:.3f} against {second:.3f} (difference {sign * self.value:+.3f}, {difference})"
-        )
+        return f"{self.where} {label} {first} against {second} (difference {sign * self.value:+.3f}, {difference})"
 
 
 def compare_with_baseline(outcome: Outcome) -> BaselineComparison | None:
@@ -101,13 +102,16 @@ def level_of_best(choices: int) -> float:
 def _pairs(outcome: Outcome, baseline: ChosenBaseline) -> list[Pair]:
     """Return the nested pair and the held-out pair of scores, as far as they are defined."""
     row, shipped, found = outcome.row(baseline.name), outcome.row(outcome.shipped), []
+    # A single trial is shipped where no method is better by all people; some people may choose another.
+    chosen = outcome.alone is not None and outcome.nested_scores is not None
     for where, score, to in (("nested", "nested", "nested_to_shipped"), ("held-out", "held_out", "to_shipped")):
         value, low, high, level = *(-row[to + end] for end in ("", "_low", "_high")), 0.95
         if where == "nested" and baseline.nested is not None:
             low, high, level = -baseline.nested.low, -baseline.nested.high, level_of_best(baseline.choices)
         if not math.isnan(value):
             low, high = sorted((low, high))
-            found.append(Pair(where, row[score], shipped[score], value, low, high, level))
+            note = " (the method chosen anew in each part)" if where == "nested" and chosen else ""
+            found.append(Pair(where, row[score], shipped[score], value, low, high, level, note))
     return found
 
 

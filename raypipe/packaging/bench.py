@@ -62,21 +62,21 @@ class Speed:
     peak_mb: float
     """Peak memory of the process."""
 
-    def render(self) -> str:
+    def lines(self) -> list[str]:
         """Return the lines for a terminal."""
         median, late = self.latency_ms
-        lines = {
+        rows = {
             "one window": f"{median:.2f} ms, 99th percentile {late:.2f} ms ({self.runs} runs)",
             f"batches of {BATCH}": f"{self.windows_per_s:,.0f} windows/s ({self.batches} batches)",
             "memory": f"{self.peak_mb:,.0f} MB at most, {self.load_mb:,.0f} MB with one window",
             "start": f"{self.load_s:.1f} s to the first prediction",
         }
-        width = max(map(len, lines))
+        width = max(map(len, rows))
         head = f"{self.path}: {self.n_networks} networks, windows of {self.windows}, {self.what}"
-        return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in lines.items())])
+        return [head, *(f"  {name:<{width}}  {text}" for name, text in rows.items())]
 
     def __str__(self) -> str:
-        return self.render()
+        return "\n".join(self.lines())
 
 
 def bench(path: str | Path, *, threads: int | None = None, seconds: float = 5.0, trust_code: bool = False) -> Speed:

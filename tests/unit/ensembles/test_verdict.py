@@ -272,6 +272,19 @@ def test_the_best_of_three_baselines_is_better_by_an_interval_that_allows_for_th
     assert [level_of_best(choices) for choices in (1, 2)] == [0.95, 0.975]
 
 
+def test_the_nested_score_of_a_trial_that_was_chosen_says_that_it_is_the_choices():
+    """It is not that of the best trial, which the same paragraph names too."""
+    better, not_better = (
+        " ".join(beside(nested, (-0.05, 0.17), alone="trial 3", nested_scores=SCORES)[0].split())
+        for nested in ((0.02, 0.14), (-0.02, 0.14))
+    )
+    assert "nested AUC 0.880 against 0.800 (the method chosen anew in each part) (difference" in better
+    assert "nested AUC 0.800 (the method chosen anew in each part) against 0.880 (difference" in not_better
+    assert "held-out AUC 0.850 against 0.910 (difference" in not_better
+    by_name = beside((0.02, 0.14), (-0.05, 0.17), alone="trial 3")[0]
+    assert "chosen anew" not in by_name, "--method best: the row is the best trial's"
+
+
 def test_scores_that_disagree_on_a_baseline_are_the_first_sentence_with_what_is_shipped_first():
     first = sentences(beside((-0.2, -0.1), (0.02, 0.1))[0])[0]
     assert first.startswith(
