@@ -35,7 +35,7 @@ def init(
     if not any(name.startswith("dist/") for name in (*written, *kept)):
         write("the image of a cluster needs raypipe's wheel in dist/ (README.md)")
     if "Makefile" in written:
-        write(f"try it: make -C {shell_quoted(str(folder))} simulate report")
+        write(f"try it: make -C {shell_quoted(str(folder))} try")
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe spaces smoke > my_space.py"))

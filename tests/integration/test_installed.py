@@ -94,4 +94,4 @@ def test_from_recordings_to_a_report_with_nothing_but_the_wheel(programs, tmp_pa
     raypipe("init", "study", "--space", "smoke")
     assert next((tmp_path / "study/dist").iterdir()).name.startswith("raypipe_eeg-"), "for the image of a cluster"
     plan = run("make", "--dry-run", "bundle", "BIDS=../bids", folder=tmp_path / "study")
-    assert "raypipe export run bundle" in plan
+    assert "raypipe export results/run results/bundle" in plan

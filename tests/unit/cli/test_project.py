@@ -20,7 +20,7 @@ def typed(*words: object) -> int:
 def test_a_project_is_written_once_and_what_is_there_is_kept(tmp_path, capsys):
     assert typed("init", tmp_path / "mine", "--space", "smoke") == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"{tmp_path}/mine: 15 files written\n") and "make -C" in said
+    assert said.startswith(f"{tmp_path}/mine: 15 files written\n") and f"make -C {tmp_path}/mine try\n" in said
     assert (tmp_path / "mine/space.py").read_text() == shipped_spaces()["smoke"].read_text()
     (tmp_path / "mine/Makefile").write_text("mine\n")
     (tmp_path / "mine/README.md").unlink()

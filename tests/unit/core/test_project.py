@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from raypipe.core import project
 from raypipe.core.project import installed_wheel, write_project
 from raypipe.core.search_space import load_space
+from tests.support.programs import need_program
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,6 +42,24 @@ def test_a_project_has_what_the_clone_has(tmp_path):
     listed = (tmp_path / "README.md").read_text()
     for name in ("space.py", "constraints.txt", "cluster.yaml", "deploy/", "examples/own", "Makefile"):
         assert f"`{name}`" in listed
+
+
+def test_the_trial_with_simulated_recordings_is_apart_from_ones_own_run(tmp_path):
+    """A store and a run belong to one target: in one folder, the second of these would be refused."""
+    write_project(tmp_path, "smoke")
+
+    def written(*words: str) -> set[str]:
+        command = [need_program("make", "apt-get install make"), "-C", str(tmp_path), "--dry-run", *words]
+        plan = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        places = r"raypipe (?:simulate|ensemble|export \S+) (\S+)|--(?:out|run) (\S+)"
+        return {place for found in re.findall(places, plan) for place in found if place}
+
+    tried, own, other = written("try"), written("graph"), written("graph", "TARGET=age", "OUT=age")
+    assert tried == {"try/bids", "try/store", "try/run"}
+    assert own == {f"results/{name}" for name in ("store", "run", "bundle", "model.onnx")}
+    assert other == {place.replace("results", "age") for place in own}
+    listed = (tmp_path / "README.md").read_text()
+    assert "`make try`" in listed and all(f"`{place}`" in listed for place in own)
 
 
 def test_nothing_is_overwritten_not_even_through_a_link(tmp_path):
