@@ -87,7 +87,7 @@ class SweepView(PrintProgress, AbstractContextManager["SweepView"]):
 
     def _bar(self, done: float) -> RenderableType:
         state, grid = self.state, Table.grid(padding=(0, 2))
-        left = f"about {format_duration(state.seconds_left)} left" if state.seconds_left is not None else ""
+        left = f"{state.time_left} left" if state.time_left else ""
         elapsed = format_duration(self._clock() - state.opened_at)
         grid.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:.0%}", elapsed, left)
         return grid

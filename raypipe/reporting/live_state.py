@@ -52,7 +52,7 @@ class LiveReader:
             "driver": driver_state(status, self.run.where),
             "planned": status.planned,
             "states": dict(status.states),
-            "left": None if status.seconds_left is None else format_duration(status.seconds_left),
+            "left": status.time_left and str(status.time_left),
             "used": time_used(status),
             "resources": status.resources,
             "parameters": varied(list(drawn.values())),

@@ -145,7 +145,7 @@ class PrintProgress(SweepCallback):
             parts.append(best)
         running = sorted(state.running.items())[:MAX_TRIALS_IN_LINE]
         parts += [f"trial {number}: {_epoch_and_score(trial)}" for number, trial in running]
-        parts += [f"about {format_duration(state.seconds_left)} left"] if state.seconds_left is not None else []
+        parts += [f"{state.time_left} left"] if state.time_left else []
         return "  ".join(parts)
 
     def best(self) -> str:

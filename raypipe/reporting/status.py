@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from raypipe.core.metrics import get_metric
+from raypipe.reporting.time_left import TimeLeft, TrialWork, time_left
 from raypipe.search.reruns import Spread, spreads
 from raypipe.storage.driver_record import DriverRecord
 from raypipe.storage.files import map_concurrently
@@ -75,8 +76,8 @@ class Status:
     """All trials, by number."""
     planned: int
     """Number of trials that the run will have."""
-    seconds_left: float | None
-    """Estimate from the mean time of the trials that have ended; None before the first, or without a driver."""
+    time_left: TimeLeft | None
+    """Estimate from the trials so far (`time_left`); None where these do not show it, or without a driver."""
     failures: list[FailureLog]
     """Logs of the latest failed trials."""
     spreads: list[Spread] = field(default_factory=list)
@@ -149,7 +150,7 @@ def read_status(run: RunStore, known: dict[int, ReadTrial] | None = None) -> Sta
         driver=_driver_state(driver, options, finished=ended >= planned),
         rows=rows,
         planned=planned,
-        seconds_left=_seconds_left(driver, ended, planned),
+        time_left=_time_left(driver, rows, planned),
         failures=_failure_logs(run, rows),
         spreads=spreads(run, reruns, results),
         resources=_resources(driver, rows),
@@ -248,10 +249,18 @@ def _resources(driver: DriverRecord | None, rows: Sequence[TrialRow]) -> list[st
     return driver.resources.used(min(driver.resources.concurrent, sum(row.state == "running" for row in rows)))
 
 
-def _seconds_left(driver: DriverRecord | None, ended: int, planned: int) -> float | None:
-    if not driver or not driver.alive or not ended:
+def _time_left(driver: DriverRecord | None, rows: Sequence[TrialRow], planned: int) -> TimeLeft | None:
+    if not driver or not driver.alive or not driver.resources:
         return None
-    return max(0.0, (driver.spent / ended) * (planned - ended))
+    workers = driver.resources.workers * driver.resources.concurrent
+    return time_left([_work(row) for row in rows if row.total], planned, workers)
+
+
+def _work(row: TrialRow) -> TrialWork:
+    """Return what a trial has cost of its workers."""
+    ended = row.state not in _UNFINISHED
+    done = min(1.0, row.epochs / row.total)
+    return TrialWork(row.seconds, 1.0 if ended else done, 0.0 if ended else 1.0 - done, row.total)
 
 
 def _failure_logs(run: RunStore, rows: Sequence[TrialRow]) -> list[FailureLog]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.metrics import get_metric
+from raypipe.reporting.time_left import TimeLeft, TrialWork, time_left
 from raypipe.storage.driver_record import Resources
 from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
@@ -20,6 +21,7 @@ class RunningTrial:
     """A trial that has not ended."""
 
     config: TrialConfig
+    started: float
     updated: float
     """Time of its start or of its last epoch."""
     epoch: int = 0
@@ -40,6 +42,12 @@ class RunningTrial:
     def resumed_done(self) -> float:
         """Fraction of its epochs that an earlier driver has trained."""
         return min(1.0, self.resumed_after / self.config.epochs)
+
+    @property
+    def work(self) -> TrialWork:
+        """Time and epochs that this driver has spent on it."""
+        gained = max(0.0, self.done - self.resumed_done)
+        return TrialWork(self.updated - self.started, gained, 1.0 - self.done, self.config.epochs)
 
     def seconds_per_epoch(self) -> float | None:
         """Return the mean seconds of an epoch, None before the second."""
@@ -66,8 +74,8 @@ class SweepState(SweepCallback):
     opened_at: float = 0.0
     first_start_at: float | None = None
     """Time at which this driver started its first trial."""
-    trials_gained: float = 0.0
-    """Trials that this driver has trained, counted in fractions of a trial."""
+    trained: list[TrialWork] = field(default_factory=list)
+    """Trials that have ended under this driver."""
     epochs: int = 0
     """Epochs that this driver has received."""
 
@@ -80,7 +88,8 @@ class SweepState(SweepCallback):
 
     def on_open(self, run: RunSnapshot) -> None:
         if self.where not in ("", run.where):  # the next part of an outer cross-validation
-            self.best, self.first_start_at, self.trials_gained, self.epochs = None, None, 0.0, 0
+            self.best, self.first_start_at, self.epochs = None, None, 0
+            self.trained.clear()
             self.running.clear()
         self.where, self.metric = run.where, run.metric
         self.baseline, self.trials = run.baseline, run.trials
@@ -95,7 +104,7 @@ class SweepState(SweepCallback):
     def on_trial_start(self, number: int, config: TrialConfig) -> None:
         now = self.clock()
         self.first_start_at = now if self.first_start_at is None else self.first_start_at
-        self.running[number] = RunningTrial(config, now)
+        self.running[number] = RunningTrial(config, now, now)
 
     def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
         if epoch < 1:  # the trial has failed before its first epoch
@@ -114,7 +123,9 @@ class SweepState(SweepCallback):
 
     def on_trial_end(self, result: TrialResult) -> None:
         trial = self.running.pop(result.number, None)
-        self.trials_gained += 1.0 - (trial.resumed_done if trial else 0.0)
+        if trial is not None:
+            seconds, gained = self.clock() - trial.started, 1.0 - trial.resumed_done
+            self.trained.append(TrialWork(seconds, gained, 0.0, trial.config.epochs))
         self.states[result.state] += 1
         if result.state == "failed":
             self.failures[result.failure or "error"] += 1
@@ -124,6 +135,11 @@ class SweepState(SweepCallback):
     def on_restart(self, reason: str) -> None:
         self.running.clear()
         self.restarts += 1
+
+    @property
+    def trials_gained(self) -> float:
+        """Trials that have ended under this driver, less what earlier ones had trained of them."""
+        return sum(work.gained for work in self.trained)
 
     @property
     def ended(self) -> int:
@@ -138,13 +154,13 @@ class SweepState(SweepCallback):
         return min(1.0, (self.ended + sum(trial.done for trial in self.running.values())) / self.trials)
 
     @property
-    def seconds_left(self) -> float | None:
-        """Rough estimate from the rate at which this driver has trained so far."""
-        partly = sum(trial.done - trial.resumed_done for trial in self.running.values() if trial.epoch)
-        gained, done = self.trials_gained + partly, self.done
-        if self.first_start_at is None or done is None or self.trials is None or gained <= 0:
+    def time_left(self) -> TimeLeft | None:
+        """Rough estimate from the trials that this driver has trained so far; see `time_left`."""
+        if self.trials is None:
             return None
-        return (1.0 - done) * self.trials * (self.clock() - self.first_start_at) / gained
+        running = [trial.work for trial in self.running.values()]
+        others = self.ended - len(self.trained)  # of earlier drivers
+        return time_left([*self.trained, *running], self.trials - others, self.layout.concurrent if self.layout else 1)
 
     @property
     def resources_used(self) -> list[str]:

@@ -95,7 +95,7 @@ def _counts(status: Status) -> str:
         f"{count} {state}" + (f" ({kinds})" if state == "failed" else "")
         for state, count in sorted(status.states.items())
     ]
-    left = "" if status.seconds_left is None else f"; about {format_duration(status.seconds_left)} left"
+    left = f"; {status.time_left} left" if status.time_left else ""
     return f"{len(status.rows)} of {status.planned} trials: {', '.join(states) or 'no trial yet'}{left}"
 
 

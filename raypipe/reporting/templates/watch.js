@@ -38,7 +38,7 @@ function showSweep() {
   const best = state.trials.find(trial => trial.number === state.best);
   const facts = [['Trials ended', `${ended} of ${planned}`], ['By state', counts],
     ['Best score', best ? `${number(best.score)} (trial ${best.number})` : ''],
-    ['Used', state.used.join(', ')], ['Left', state.left ? `about ${state.left}` : ''],
+    ['Used', state.used.join(', ')], ['Left', state.left || ''],
     ['In use', state.resources.map(text => text.replace(' used', '')).join(', ')]].filter(fact => fact[1]);
   id('facts').replaceChildren(...facts.map(([name, text]) => make('div', {}, make('dt', {}, name), make('dd', {}, text))));
   id('links').hidden = !state.report;

@@ -92,16 +92,16 @@ def test_the_view_shows_trials_scores_speed_and_failures(view, clock):
 
 def test_time_left_is_estimated_from_the_progress_of_this_driver(clock):
     sweep = SweepState(clock, metric="nrmse", trials=10, states=Counter(complete=7))
-    assert sweep.seconds_left is None
+    assert sweep.time_left is None
     sweep.on_trial_start(7, tiny(epochs=10))
     for epoch in (6, 7, 8):  # an earlier driver has trained five
         clock.now += 10
         sweep.on_epoch(7, epoch, 0.5, [])
     assert sweep.done == pytest.approx(0.78)
-    assert sweep.seconds_left == pytest.approx(2.2 * 30 / 0.3)
+    assert sweep.time_left.seconds == pytest.approx(2.2 * 30 / 0.3)
     clock.now += 20
     sweep.on_trial_end(ended(7, "pruned"))
-    assert sweep.seconds_left == pytest.approx(2 * 50 / 0.5)
+    assert sweep.time_left.seconds == pytest.approx(2 * 50 / 0.5)
     assert sweep.epochs == 3
 
 
