@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
@@ -42,12 +43,25 @@ def reference() -> str:
     return f"# Reference\n\nThe public names of `raypipe`; [python.md](python.md) shows how they are used.\n\n{heads}\n"
 
 
+def box_outputs(notebook: Any) -> None:
+    """Put each HTML output of a notebook in a box that scrolls, so that a wide table does not widen the page."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            html = output.get("data", {}).get("text/html")
+            if html is not None:
+                output["data"]["text/html"] = f'<div style="overflow-x: auto">\n{html}\n</div>'
+
+
 def write_notebooks(folder: Path, out: Path) -> None:
     """Write each notebook of a folder as a page of ``examples/``, with its outputs and pictures."""
+    import nbformat
     from nbconvert import MarkdownExporter  # in the site's environment only
 
     for path in sorted(folder.glob("*.ipynb")):
-        text, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": f"{path.stem}_files"})
+        notebook = nbformat.read(path, as_version=4)
+        box_outputs(notebook)
+        resources = {"output_files_dir": f"{path.stem}_files"}
+        text, resources = MarkdownExporter().from_notebook_node(notebook, resources)
         page = out / "examples" / f"{path.stem}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(text)

@@ -8,9 +8,12 @@ import importlib.util
 import itertools
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
+import nbformat
 import pytest
 import typer
 import yaml
@@ -169,6 +172,26 @@ def test_the_site_has_every_page_and_every_public_name(tmp_path, monkeypatch):
         written, source = ((folder / page).read_text() for folder in (tmp_path, ROOT))
         assert written == re.sub(r"(examples/\w+)\.ipynb", r"\1.md", source)
     assert "::: raypipe.api.sweep\n" in (tmp_path / "docs/reference.md").read_text()
+
+
+class Exporter:
+    """In place of nbconvert's `MarkdownExporter`, which the site's environment alone has: HTML outputs as they are."""
+
+    def from_notebook_node(self, notebook, resources):
+        data = [output["data"] for cell in notebook.cells for output in cell.get("outputs", [])]
+        return "\n\n".join(each["text/html"] for each in data if "text/html" in each), {"outputs": {}}
+
+
+def test_wide_outputs_of_notebooks_scroll_in_a_box(tmp_path, monkeypatch):
+    shown = [{"text/html": "<pre>as it is\n\nwritten</pre>"}, {"text/plain": "2"}, {"text/html": "<table></table>"}]
+    outputs = [nbformat.v4.new_output("display_data", data) for data in shown]
+    cells = [nbformat.v4.new_markdown_cell("# Arrays"), nbformat.v4.new_code_cell("show()", outputs=outputs)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "arrays.ipynb")
+    monkeypatch.setitem(sys.modules, "nbconvert", SimpleNamespace(MarkdownExporter=Exporter))
+    script("site").write_notebooks(tmp_path, tmp_path)
+    page = (tmp_path / "examples/arrays.md").read_text()
+    boxes = re.findall(r'<div style="overflow-x: auto">\n(.*?)\n</div>', page, re.DOTALL)
+    assert boxes == [data["text/html"] for data in shown if "text/html" in data]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
