@@ -136,7 +136,7 @@ def summary_line(where: str) -> str:
     run = RunStore.open(where)
     status, ranked = read_status(run), run.ranked()
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items()))
-    best = f"; best score {ranked[0].score:.4f} (trial {ranked[0].number})" if ranked else ""
+    best = f"; best score {ranked[0].score:z.4f} (trial {ranked[0].number})" if ranked else ""
     return f"{status.driver}; {len(status.rows)} of {status.planned} trials: {states or 'none'}{best}"
 
 

@@ -115,8 +115,8 @@ def _folds(scores: Sequence[float | None]) -> str:
     if not defined:
         return ""
     if len(scores) > MAX_FOLD_SCORES:
-        return f"{min(defined):.3f} to {max(defined):.3f}"
-    return " ".join("-" if score is None else f"{score:.3f}" for score in scores)
+        return f"{min(defined):z.3f} to {max(defined):z.3f}"
+    return " ".join("-" if score is None else f"{score:z.3f}" for score in scores)
 
 
 def _table(running: Sequence[tuple[int, RunningTrial]], wide: bool) -> Table:
@@ -137,8 +137,8 @@ def _row(number: int, trial: RunningTrial) -> list[RenderableType]:
         str(number),
         f"{trial.epoch}/{trial.config.epochs}" if trial.epoch else "starting",
         ProgressBar(total=1.0, completed=trial.done, width=8),
-        "" if trial.score is None else "-" if math.isnan(trial.score) else f"{trial.score:.4f}",
-        "" if trial.best is None else f"{trial.best:.4f}",
+        "" if trial.score is None else "-" if math.isnan(trial.score) else f"{trial.score:z.4f}",
+        "" if trial.best is None else f"{trial.best:z.4f}",
         _folds(trial.fold_scores),
         "" if pace is None else f"{pace:.1f}",
     ]

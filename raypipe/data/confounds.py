@@ -114,7 +114,7 @@ def _line(each: WindowsOfClass) -> str:
 def _warning(each: Predictor) -> str:
     shown = "; ".join(f"{name}: {text}" for name, text in each.by_class.items())
     if each.auc is None:
-        what = f"is correlated with {each.value or 'the target'}, {each.correlation:.2f}"
+        what = f"is correlated with {each.value or 'the target'}, {each.correlation:z.2f}"
     else:
         what = f"predicts the class with AUC {each.auc:.2f}"
     details = f"p {each.p_value:.3f}, {each.people} people" + (f"; {shown}" if shown else "")

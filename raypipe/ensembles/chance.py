@@ -84,8 +84,8 @@ class ChanceTest:
             "held-out score, p is too small."
         )
         return (
-            f"{metric_label(self.metric)} {self.score:.3f} {what}{self.people} held-out people; with targets shuffled "
-            f"{shuffled} it is {low:.3f} to {high:.3f} (95 % of {len(self.null)} permutations): p = {self.p:.4g} "
+            f"{metric_label(self.metric)} {self.score:z.3f} {what}{self.people} held-out people; with targets shuffled "
+            f"{shuffled} it is {low:z.3f} to {high:z.3f} (95 % of {len(self.null)} permutations): p = {self.p:.4g} "
             f"(Monte-Carlo error {self.error:.2g}). The test is exact for the whole search, which has not seen these "
             f"people{condition}.{again if self.held_out_evaluations > 1 else ''}"
         )

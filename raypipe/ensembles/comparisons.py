@@ -38,11 +38,11 @@ class Pair(NamedTuple):
     def text(self, label: str, sign: int) -> str:
         """Return the two scores and the difference; `sign` is -1 for the baseline minus what is shipped."""
         low, high = sorted((sign * self.low, sign * self.high))
-        pair = [f"{self.shipped:.3f}{self.note}", f"{self.baseline:.3f}"]
+        pair = [f"{self.shipped:z.3f}{self.note}", f"{self.baseline:z.3f}"]
         first, second = pair if sign > 0 else reversed(pair)
-        interval = f"{100 * self.level:.3g} % CI {low:+.3f} to {high:+.3f}"
+        interval = f"{100 * self.level:.3g} % CI {low:+z.3f} to {high:+z.3f}"
         difference = "no interval" if math.isnan(low) else interval
-        return f"{self.where} {label} {first} against {second} (difference {sign * self.value:+.3f}, {difference})"
+        return f"{self.where} {label} {first} against {second} (difference {sign * self.value:+z.3f}, {difference})"
 
 
 def compare_with_baseline(outcome: Outcome) -> BaselineComparison | None:
@@ -132,15 +132,15 @@ def gap_note(outcome: Outcome) -> list[str]:
     better = -get_metric(outcome.metric).sign * (outer[0] - inner[0]) > 0
     subjects = outcome.held_out.subjects
     text = (
-        f"The held-out score ({outer[0]:.3f}) is {'better' if better else 'worse'} than the nested one "
-        f"({inner[0]:.3f})."
+        f"The held-out score ({outer[0]:z.3f}) is {'better' if better else 'worse'} than the nested one "
+        f"({inner[0]:z.3f})."
     )
     if row.get("smallest_chance", 0.0) > MAX_CHANCE:
         return [f"{text} Which {subjects} subjects were held out can explain that: they are few."]
     if abs(outer[0] - inner[0]) <= math.hypot((outer[2] - outer[1]) / 2, (inner[2] - inner[1]) / 2):
         few = (
-            f"Which {subjects} subjects were held out can explain that: their interval is {outer[1]:.3f} to "
-            f"{outer[2]:.3f}, the nested one {inner[1]:.3f} to {inner[2]:.3f}."
+            f"Which {subjects} subjects were held out can explain that: their interval is {outer[1]:z.3f} to "
+            f"{outer[2]:z.3f}, the nested one {inner[1]:z.3f} to {inner[2]:z.3f}."
         )
         return [f"{text} {few}"]
     if better:

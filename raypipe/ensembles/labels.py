@@ -56,7 +56,7 @@ def describe_interval(low: float, high: float, over: str = "", sign: str = "", d
     """
     if math.isnan(low):
         return "no interval"
-    return f"95 % interval{over} {low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
+    return f"95 % interval{over} {low:{sign}z.{digits}f} to {high:{sign}z.{digits}f}"
 
 
 def describe_target(target: str) -> str:

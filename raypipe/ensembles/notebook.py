@@ -21,7 +21,7 @@ def ensemble_html(ensemble: Ensemble) -> str:
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in ensemble.notes)
     return (
         f"<p><b>{html.escape(ensemble.verdict)}</b></p>"
-        + shown.to_html(float_format=lambda value: f"{value:.4f}", na_rep="")
+        + shown.to_html(float_format=lambda value: f"{value:z.4f}", na_rep="")
         + rows_html({"method": ensemble.method, "members": members})
         + (f"<ul>{notes}</ul>" if notes else "")
     )

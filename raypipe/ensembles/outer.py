@@ -315,9 +315,9 @@ def _score_sentence(outer: OuterRun, scores: OuterScores) -> str:
     inner, difference = scores.interval, scores.difference
     reached = (
         f"Over all {n} subjects, each predicted by a search that has not seen them, the ensembles reach "
-        f"{with_article(label)} of {scores.score:.3f}"
+        f"{with_article(label)} of {scores.score:z.3f}"
     )
-    baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:.3f})"
+    baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:z.3f})"
     rows, classes = scores.rows, outer.info.kind == "classification"
     too_few = smallest_chance(rows.targets, scores.units, classes=classes, parts=rows.folds) > MAX_CHANCE
     units = len(np.unique(scores.units))

@@ -85,4 +85,4 @@ def sentence(outputs: Sequence[OutputScores], metric: str) -> list[str]:
 
 def _shown(each: OutputScores) -> str:
     value, low, high = (each.cell(ENSEMBLE, column) for column in ("held_out", "low", "high"))
-    return f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if np.isfinite([low, high]).all() else "")
+    return f"{value:z.3f}" + (f" ({low:z.3f} to {high:z.3f})" if np.isfinite([low, high]).all() else "")

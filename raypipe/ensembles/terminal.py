@@ -68,7 +68,7 @@ def _families(ensemble: Ensemble) -> Table:
             Text(one_line(name)),
             _number(family.score),
             _signed(family.gain, family.gain_low, family.gain_high),
-            "" if family.correlation is None else f"{family.correlation:.2f}",
+            "" if family.correlation is None else f"{family.correlation:z.2f}",
             f"{family.weight:.2f}",
             _signed(family.loss, family.loss_low, family.loss_high),
         )
@@ -78,18 +78,18 @@ def _families(ensemble: Ensemble) -> Table:
 def _signed(value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:+.3f}" if low is None or high is None else f"{value:+.3f} ({low:+.3f}, {high:+.3f})"
+    return f"{value:+z.3f}" if low is None or high is None else f"{value:+z.3f} ({low:+z.3f}, {high:+z.3f})"
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+    return "" if value is None or math.isnan(value) else f"{value:z.3f}"
 
 
 def _difference(row: Any, name: str) -> str:
     value, low, high = (row[name + end] for end in ("", "_low", "_high"))
     if math.isnan(value):
         return ""
-    return f"{value:+.3f}" if math.isnan(low) else f"{value:+.3f} ({low:+.3f}, {high:+.3f})"
+    return f"{value:+z.3f}" if math.isnan(low) else f"{value:+z.3f} ({low:+z.3f}, {high:+z.3f})"
 
 
 def _caption(ensemble: Ensemble) -> Text:

@@ -71,7 +71,7 @@ def _held_out_sentence(outcome: Outcome) -> str:
     if np.isnan(scores.value):
         why = "all targets are the same, or a class is missing"
         return f"{subjects} {why}, so the score is undefined and shows nothing about {target}."
-    reached = f"{subjects} {outcome.alone or 'the ensemble'} reaches {with_article(label)} of {scores.value:.3f}"
+    reached = f"{subjects} {outcome.alone or 'the ensemble'} reaches {with_article(label)} of {scores.value:z.3f}"
     if held_out_evidence(outcome.table, outcome.metric) == "undefined":
         return f"{reached}; its interval is undefined, so the score shows nothing about {target}."
     return f"{reached} ({describe_interval(scores.low, scores.high)}), {_conclusion(outcome, target)}."
@@ -79,7 +79,7 @@ def _held_out_sentence(outcome: Outcome) -> str:
 
 def _conclusion(outcome: Outcome, target: str) -> str:
     scores, name = outcome.held_out, outcome.table.index[-1]
-    baseline = "chance (0.5)" if outcome.metric == "auc" else f"the {name} without EEG ({scores.baseline:.3f})"
+    baseline = "chance (0.5)" if outcome.metric == "auc" else f"the {name} without EEG ({scores.baseline:z.3f})"
     evidence = held_out_evidence(outcome.table, outcome.metric)
     if evidence == "better":
         return f"better than {baseline}: it generalizes to new people"
@@ -105,7 +105,7 @@ def _nested_to_best(outcome: Outcome) -> _ToBest | None:
     value, low, high = (float(row[f"nested_to_best{end}"]) for end in ("", "_low", "_high"))
     if np.isnan(low):
         return None
-    return _ToBest(side_of(outcome.metric, low, high), f"{value:+.3f}, {low:+.3f} to {high:+.3f}")
+    return _ToBest(side_of(outcome.metric, low, high), f"{value:+z.3f}, {low:+z.3f} to {high:+z.3f}")
 
 
 def _held_out_to_best(outcome: Outcome) -> _ToBest | None:
@@ -116,7 +116,7 @@ def _held_out_to_best(outcome: Outcome) -> _ToBest | None:
     scores = outcome.table["held_out"].to_dict()
     value = scores[ENSEMBLE] - scores[BEST]
     side = side_of(outcome.metric, to_best.low, to_best.high)
-    return _ToBest(side, f"{value:+.3f}, {to_best.low:+.3f} to {to_best.high:+.3f}")
+    return _ToBest(side, f"{value:+z.3f}, {to_best.low:+z.3f} to {to_best.high:+z.3f}")
 
 
 _RELATION = {1: "it is better", 0: "there is no detectable difference", -1: "it is worse"}
@@ -147,7 +147,7 @@ def _worth_sentence(outcome: Outcome) -> str:
             return f"Combining was not worth it; the ensemble is shipped because '--method {outcome.method}' was given."
         return (
             f"Combining was not worth it; the ensemble is shipped because of its nested score "
-            f"('{outcome.method}' {scores[outcome.method]:.3f}, the best single trial {scores['best']:.3f}), and "
+            f"('{outcome.method}' {scores[outcome.method]:z.3f}, the best single trial {scores['best']:z.3f}), and "
             "held-out scores are never used to choose."
         )
     if held_out > 0:
@@ -175,15 +175,15 @@ def _alone_sentence(outcome: Outcome, member: str) -> str:
     best = min(others, key=lambda value: get_metric(outcome.metric).sign * value)
     return (
         f"{sentence}: in nested cross-validation the best combination scores {metric_label(outcome.metric)} "
-        f"{best:.3f}, the best single trial {outcome.nested_scores['best']:.3f}."
+        f"{best:z.3f}, the best single trial {outcome.nested_scores['best']:z.3f}."
     )
 
 
 def _distilled_sentence(outcome: Outcome) -> str:
     scores = outcome.table["held_out"].to_dict()
     return (
-        f"One distilled network is shipped: its held-out {metric_label(outcome.metric)} is {scores[DISTILLED]:.3f}, "
-        f"the ensemble's {scores[ENSEMBLE]:.3f}."
+        f"One distilled network is shipped: its held-out {metric_label(outcome.metric)} is {scores[DISTILLED]:z.3f}, "
+        f"the ensemble's {scores[ENSEMBLE]:z.3f}."
     )
 
 

@@ -60,7 +60,7 @@ def _score_row(name: str, row: dict[str, float | None]) -> str:
 def _interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     if value is None:
         return "undefined"
-    return f"{value:{sign}.3f}" + ("" if low is None or high is None else f" ({low:{sign}.3f} to {high:{sign}.3f})")
+    return f"{value:{sign}z.3f}" + ("" if low is None or high is None else f" ({low:{sign}z.3f} to {high:{sign}z.3f})")
 
 
 def _window_scores(info: BundleInfo, label: str) -> list[str]:

@@ -79,7 +79,7 @@ class ScoreReport:
         text = Text()
         for challenge, score in sorted(self.scores.items()):
             text.append(
-                f"challenge {challenge}  NRMSE {score.nrmse:.5f}  RMSE {score.rmse:.5f}  R2 {score.r2:+.5f}  "
+                f"challenge {challenge}  NRMSE {score.nrmse:.5f}  RMSE {score.rmse:.5f}  R2 {score.r2:+z.5f}  "
                 f"({score.windows} windows of {score.subjects} subjects; their mean target: {score.constant:.5f})\n"
             )
         if self.overall is not None:

@@ -139,9 +139,9 @@ def _trend(run: RunStore, results: Sequence[TrialResult]) -> Trend:
     assert best.score is not None and first.score is not None
     gain = abs(first.score - best.score)
     if gain == 0.0:
-        text = f"none of the last {last} trials was better than trial {best.number} ({best.score:.4f})"
+        text = f"none of the last {last} trials was better than trial {best.number} ({best.score:z.4f})"
         return Trend(f"trend: {text}; more of the same are unlikely to help", False)
-    improved = f"trend: the last {last} trials improved the best score from {first.score:.4f} to {best.score:.4f}"
+    improved = f"trend: the last {last} trials improved the best score from {first.score:z.4f} to {best.score:z.4f}"
     error = _standard_error(run, best)
     if gain > error:
         return Trend(f"{improved}; more are likely to help", True)

@@ -68,7 +68,7 @@ def _unbegun_line(part: list[str]) -> str:
 
 def _part_line(run: RunStore, status: Status) -> str:
     ranked, record = run.ranked(), read_ensemble_record(run)
-    best = f", best {ranked[0].score:.4f} (trial {ranked[0].number})" if ranked else ""
+    best = f", best {ranked[0].score:z.4f} (trial {ranked[0].number})" if ranked else ""
     line = f"{sum(status.states.values())} of {status.planned} trials{best}, {status.driver}"
     return line + (f"; ensemble: {record.method}" if record else "")
 

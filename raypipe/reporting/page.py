@@ -147,7 +147,7 @@ def use_minus_signs(text: str) -> str:
 
 def format_score(value: float, sign: bool = False) -> str:
     """Return a score with three decimals, with its sign if asked for; ``undefined`` for NaN."""
-    return "undefined" if np.isnan(value) else f"{value:{'+' if sign else ''}.3f}".replace("-", "−")
+    return "undefined" if np.isnan(value) else f"{value:{'+' if sign else ''}z.3f}".replace("-", "−")
 
 
 def format_interval(low: float, high: float, sign: bool = False) -> str:

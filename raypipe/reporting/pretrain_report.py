@@ -53,9 +53,9 @@ def _part_lines(run: PretrainedRun) -> list[str]:
             seconds = sum(epoch.seconds for epoch in history)
             line += f", loss {history[-1].loss:.4f}, {format_duration(seconds)}"
         if probes := [epoch for epoch in history if epoch.probe is not None]:
-            line += f"; linear probe {run.info.metric} {probes[-1].probe:.3f} (epoch {probes[-1].epoch})"
+            line += f"; linear probe {run.info.metric} {probes[-1].probe:z.3f} (epoch {probes[-1].epoch})"
             if probes[-1].tuned is not None:
-                line += f", fine-tuned {probes[-1].tuned:.3f}"
+                line += f", fine-tuned {probes[-1].tuned:z.3f}"
         lines.append(line)
     return lines
 

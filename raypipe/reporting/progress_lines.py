@@ -116,7 +116,7 @@ class PrintProgress(SweepCallback):
 
     def on_trial_end(self, result: TrialResult) -> None:
         self.state.on_trial_end(result)
-        score = "no score" if result.score is None else f"score {result.score:.4f} (epoch {result.best_epoch})"
+        score = "no score" if result.score is None else f"score {result.score:z.4f} (epoch {result.best_epoch})"
         best = f", {self.best()}" if self.state.best else ""
         reason = "" if result.state == "complete" else f": {result.reason}"
         self.print_line(
@@ -151,10 +151,10 @@ class PrintProgress(SweepCallback):
     def best(self) -> str:
         """Return the best score so far and the score without EEG, in words."""
         best, baseline = self.state.best, self.state.baseline
-        known = f"without EEG {baseline:.4f}" if baseline is not None and not math.isnan(baseline) else ""
+        known = f"without EEG {baseline:z.4f}" if baseline is not None and not math.isnan(baseline) else ""
         if best is None:
             return known
-        return f"best {best[0]:.4f} (trial {best[1]}{'; ' + known if known else ''})"
+        return f"best {best[0]:z.4f} (trial {best[1]}{'; ' + known if known else ''})"
 
 
 def chosen_parameters(config: TrialConfig) -> str:
@@ -167,4 +167,4 @@ def _epoch_and_score(trial: RunningTrial) -> str:
         return "starting"
     if math.isnan(trial.score):
         return f"epoch {trial.epoch}/{trial.config.epochs}, score undefined"
-    return f"epoch {trial.epoch}/{trial.config.epochs}, score {trial.score:.4f}"
+    return f"epoch {trial.epoch}/{trial.config.epochs}, score {trial.score:z.4f}"

@@ -86,7 +86,7 @@ def _status_table(status: Status) -> Table:
 def _score(row: TrialRow) -> str:
     if row.score is None:
         return "undefined" if row.epochs else ""
-    return f"{row.score:.4f}"
+    return f"{row.score:z.4f}"
 
 
 def _counts(status: Status) -> str:
@@ -109,7 +109,7 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
         column.no_wrap = True
     for number, row in trials[shown].astype(object).iterrows():
         cells = ["" if value is None or value != value else format_value(value) for value in row]
-        cells[1] = f"{row['score']:.4f}" if cells[1] else ""
+        cells[1] = f"{row['score']:z.4f}" if cells[1] else ""
         table.add_row(str(number), *map(_text, cells))
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.print(table, width=max(console.width, needed), crop=False)  # else rich would cut numbers short
@@ -145,8 +145,8 @@ def _difference_lines(differences: list[PairedDifference], metric: str) -> Itera
         unit = unit if each.units == each.subjects else f"in {each.units} groups, {unit}"
         interval = describe_interval(each.low, each.high, sign="+", digits=4)
         yield (
-            f"  {each.predictor}: {shown_metric(metric)} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
-            f"{each.difference:+.4f} ({interval}; {subjects} subjects, "
+            f"  {each.predictor}: {shown_metric(metric)} {each.scores[0]:z.4f} and {each.scores[1]:z.4f}, difference "
+            f"{each.difference:+z.4f} ({interval}; {subjects} subjects, "
             f"{unit}): {each.describe(metric)}",
             None,
         )

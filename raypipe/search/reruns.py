@@ -130,12 +130,12 @@ class Spread:
 
     def describe(self, metric: str) -> str:
         """Describe the spread in one line."""
-        line = f"trial {self.trial}: {metric} {self.found:.4f} as found"
+        line = f"trial {self.trial}: {metric} {self.found:z.4f} as found"
         if self.scores:
             values = self.scores.values()
-            line += f"; on {len(values)} new seed{'s' if len(values) > 1 else ''} {self.mean:.4f}"
+            line += f"; on {len(values)} new seed{'s' if len(values) > 1 else ''} {self.mean:z.4f}"
             if len(values) > 1:
-                line += f" on average (SD {self.sd:.4f}, {min(values):.4f} to {max(values):.4f})"
+                line += f" on average (SD {self.sd:.4f}, {min(values):z.4f} to {max(values):z.4f})"
         return line + (f"; {self.unfinished} without a score" if self.unfinished else "")
 
 

@@ -159,7 +159,7 @@ def _read_entries(folder: Folder, number: int, *, epochs: bool = True) -> list[L
 
 
 def _epoch_entry(epoch: Epoch) -> LogEntry:
-    folds = " ".join("-" if score is None else f"{score:.4f}" for score in epoch.fold_scores)
+    folds = " ".join("-" if score is None else f"{score:z.4f}" for score in epoch.fold_scores)
     stamp = _stamp(datetime.fromtimestamp(epoch.finished, UTC))
     score = "undefined" if epoch.score is None else f"{epoch.score:.4f}"
     text = f"score {score} (folds {folds}), {epoch.seconds:.1f} s of workers"

@@ -105,7 +105,7 @@ def _predictors(found: WithoutEeg) -> Table:
         [
             each.label,
             f"{each.people}",
-            f"{each.correlation if values else each.auc:.3f}".replace("-", "−"),
+            f"{each.correlation if values else each.auc:z.3f}".replace("-", "−"),
             f"{each.p_value:.3f}",
             "; ".join(f"{name}: {text}" for name, text in each.by_class.items()),
         ]

@@ -204,12 +204,12 @@ def describe_correlations(
     if not pairs:
         return ""
     (low, least), (high, most) = pairs[0], pairs[-1]
-    if f"{low:.2f}" == f"{high:.2f}":
+    if f"{low:z.2f}" == f"{high:z.2f}":
         of = least if len(pairs) == 1 else f"all {who}"
         effect = "cannot help much" if low >= _ALIKE else "helps more where this is lower"
-        return f"Errors of {of} correlate by {low:.2f}: combining them {effect}."
+        return f"Errors of {of} correlate by {low:z.2f}: combining them {effect}."
     rest = f"{who.capitalize()} gain most from one another where their errors correlate least."
-    return f"Errors correlate least between {least} ({low:.2f}), most between {most} ({high:.2f}). {rest}"
+    return f"Errors correlate least between {least} ({low:z.2f}), most between {most} ({high:z.2f}). {rest}"
 
 
 def member_weights(names: Sequence[str], weights: NDArray[Any]) -> Figure:
@@ -275,7 +275,7 @@ def error_correlations(names: Sequence[str], correlations: Sequence[Sequence[flo
         for (row, column), r in np.ndenumerate(r_MM):
             if row == column or np.isnan(r):
                 continue
-            text, colour = f"{r:.2f}".replace("0.", ".").replace("-", "−"), ON_DARK if abs(r) > 0.6 else ON_LIGHT
+            text, colour = f"{r:z.2f}".replace("0.", ".").replace("-", "−"), ON_DARK if abs(r) > 0.6 else ON_LIGHT
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes, label="correlation of errors", shrink=0.8)
     return figure

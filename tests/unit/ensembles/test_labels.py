@@ -1,8 +1,20 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from raypipe.ensembles.labels import calibration_note, class_frequency_note, describe_target, target_unit, with_article
+import raypipe
+from raypipe.ensembles.comparisons import Pair
+from raypipe.ensembles.labels import (
+    calibration_note,
+    class_frequency_note,
+    describe_interval,
+    describe_target,
+    target_unit,
+    with_article,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +59,12 @@ def test_notes_on_calibration_say_what_is_calibrated():
     assert "nested and naive ones of those before calibration" in calibration_note("auc", "classification")[0]
     assert calibration_note("log-loss", "classification")[0].startswith("All scores are of calibrated")
     assert calibration_note("nrmse", "regression") == []
+
+
+def test_a_rounded_zero_has_no_minus():
+    assert describe_interval(-0.00004, 0.2, sign="+", digits=4) == "95 % interval +0.0000 to +0.2000"
+    text = Pair("held-out", 0.5, 0.5, -0.0004, -0.1, -0.0002).text("AUC", 1)
+    assert text == "held-out AUC 0.500 against 0.500 (difference +0.000, 95 % CI -0.100 to +0.000)"
+    files = list(Path(raypipe.__file__).parent.rglob("*.py"))
+    signed = [spec for file in files for spec in re.findall(r":\+[^{}\s]*f\}", file.read_text())]
+    assert len(signed) > 5 and all(spec.startswith(":+z") for spec in signed)

@@ -69,7 +69,14 @@ def test_every_template_escapes_and_misses_no_value():
 
 @pytest.mark.parametrize(
     ("value", "sign", "text"),
-    [(0.12345, False, "0.123"), (-1, True, "−1.000"), (1, True, "+1.000"), (float("nan"), False, "undefined")],
+    [
+        (0.12345, False, "0.123"),
+        (-1, True, "−1.000"),
+        (1, True, "+1.000"),
+        (float("nan"), False, "undefined"),
+        (-0.0004, False, "0.000"),
+        (-0.0004, True, "+0.000"),
+    ],
 )
 def test_scores(value, sign, text):
     assert page.format_score(value, sign) == text
