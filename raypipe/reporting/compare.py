@@ -93,7 +93,7 @@ def compare_runs(runs: Sequence[RunStore]) -> Comparison:
     first, *others = runs
     stores = _open_stores(runs)
     predictions = [_predictions(run, windows) for run, windows in zip(runs, stores, strict=True)]
-    names = _names(runs)
+    names = names_of([run.where for run in runs])
     return Comparison(
         runs=names,
         metric=first.info.metric,
@@ -123,10 +123,14 @@ def _check_comparable(runs: Sequence[RunStore]) -> None:
             )
 
 
-def _names(runs: Sequence[RunStore]) -> list[str]:
-    """Return the last parts of the runs' paths, or whole paths where these are not unique."""
-    last = [run.where.rstrip("/").rpartition("/")[2] for run in runs]
-    return last if len(set(last)) == len(last) else [run.where for run in runs]
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Return the shortest ends of runs' paths that tell them apart, or whole paths where a run is given twice."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for n in range(1, max(map(len, parts))):
+        ends = ["/".join(each[-n:]) for each in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return list(paths)
 
 
 def _open_stores(runs: Sequence[RunStore]) -> list[WindowStore]:

@@ -11,7 +11,7 @@ from raypipe.data.named_stores import window_keys
 from raypipe.ensembles.outer import OuterScores, read_scores
 from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.ensembles.scores import EvaluationSet
-from raypipe.reporting.compare import Comparison, Condition
+from raypipe.reporting.compare import Comparison, Condition, names_of
 from raypipe.reporting.pairing import Predictions, paired_difference
 from raypipe.storage.outer_run import OuterRun
 
@@ -43,7 +43,7 @@ def compare_outer(runs: Sequence[OuterRun]) -> Comparison:
     scores = [read_scores(run) for run in runs]
     predictions = [_predictions(run, found) for run, found in zip(runs, scores, strict=True)]
     pairs = [paired_difference(ENSEMBLES, first.info.metric, predictions[0], other) for other in predictions[1:]]
-    names = [run.where for run in runs]
+    names = names_of([run.where for run in runs])
     return Comparison(
         runs=names,
         metric=first.info.metric,

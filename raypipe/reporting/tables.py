@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from raypipe.reporting.pairing import PairedDifference
     from raypipe.reporting.status import Status, TrialRow
 
+COST_HEADS = {"worker_seconds": "compute", "driven_seconds": "wall-clock", "best_trial": "best trial"}
+"""Heads of columns of costs whose names are others, as in reports."""
 LEFT_ALIGNED = {"state", "model", "reason", "failure"}
 """Columns of text."""
 
@@ -68,7 +70,7 @@ def show_status(console: Console, status: Status) -> None:
 def _status_table(status: Status) -> Table:
     metric = shown_metric(status.metric)
     models = ["model"] if status.has_families else []
-    table = _table(["trial", "state", *models, metric, "best epoch", "epochs", "worker time", "reason"])
+    table = _table(["trial", "state", *models, metric, "best epoch", "epochs", "compute", "reason"])
     for row in status.top_rows():
         table.add_row(
             str(row.number),
@@ -128,7 +130,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         print_line(console, note, "dim")
     for title, frame in (
         ("parameters of the best trials that differ", comparison.parameters),
-        ("cost", comparison.cost),
+        ("cost", _shown_cost(comparison.cost)),
     ):
         print_line(console, title, "bold")
         if len(frame):
@@ -162,15 +164,19 @@ def _part(n: int, of: tuple[int, int]) -> str:
 
 
 def _frame_table(frame: pd.DataFrame) -> Table:
-    """Return a data frame as a table; columns of seconds are shown as durations."""
+    """Return a data frame as a table, in which what is too long for the terminal is wrapped and not cut."""
     table = Table(box=None, header_style="bold")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for column in frame.columns:
-        table.add_column(_text(str(column).replace("seconds", "time").replace("_", " ")), justify="right")
+        table.add_column(_text(str(column)), justify="right", overflow="fold")
     for label, row in frame.astype(object).iterrows():
-        table.add_row(_text(str(label)), *(_text(_cell(str(name), value)) for name, value in row.items()))
+        table.add_row(_text(str(label)), *(_text(format_value(value)) for value in row))
     return table
 
 
-def _cell(column: str, value: Any) -> str:
-    return format_duration(value) if column.endswith("seconds") else format_value(value)
+def _shown_cost(cost: pd.DataFrame) -> pd.DataFrame:
+    """Return costs of runs with durations in words, under the heads that reports have."""
+    shown = cost.astype(object)
+    for name in shown.columns[shown.columns.str.endswith("_seconds")]:
+        shown[name] = [format_duration(seconds) for seconds in cost[name]]
+    return shown.rename(columns=COST_HEADS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -86,7 +87,27 @@ def test_the_difference_and_its_interval_are_those_of_paired_predictions(store, 
     assert found.cost["worker_seconds"].tolist() == [30.0, 30.0]
     console = Console(file=io.StringIO(), width=160)
     show_comparison(console, found)
-    assert "worker time" in console.file.getvalue() and "seconds" not in console.file.getvalue()
+    said = console.file.getvalue()
+    assert "  compute  " in said and "wall-clock" in said and "best trial" in said and "seconds" not in said
+
+
+def test_runs_are_named_by_the_ends_of_their_paths_that_differ(store, tmp_path):
+    """As paths of whole machines, both were `/tmp/pyt...` in a terminal."""
+    runs = [finished_run(tmp_path / name / "my_run", store, 0.5, lr=lr) for name, lr in (("a", 3e-3), ("b", 1e-2))]
+    found = compare_runs(runs)
+    assert found.runs == ["a/my_run", "b/my_run"]
+    console = Console(file=io.StringIO(), width=80)
+    show_comparison(console, found)
+    said = console.file.getvalue()
+    assert "b/my_run against a/my_run" in said and "…" not in said
+    assert re.search(r"^ +a/my_run +b/my_run", said, re.MULTILINE), (
+        "a run's name is shown as it is, with its underscore"
+    )
+    assert re.search(r"^ a/my_run .* 30 s ", said, re.MULTILINE)
+    twice = compare_runs([runs[0], runs[0]])
+    assert twice.runs == [runs[0].where] * 2
+    show_comparison(Console(file=(output := io.StringIO()), width=60), twice)
+    assert "…" not in output.getvalue()
 
 
 def test_other_folds_are_a_warning_and_only_subjects_that_both_predict_are_paired(store, tmp_path):
