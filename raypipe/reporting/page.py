@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PAGE_FILE = "report.html"
 _UNITS = "%|Hz|ms|s|min|h|d|dB|µV|uV|MB|GB|MiB|GiB|kB|seconds|minutes|hours|years|people|windows"
 """Units that stay on the line of their number."""
+NO_BREAK = "\u00a0"
 WIDE_PIXELS = 480
 """Width above which a narrow screen scrolls a figure instead of shrinking it."""
 
@@ -153,6 +154,11 @@ def format_score(value: float, sign: bool = False) -> str:
 def format_interval(low: float, high: float, sign: bool = False) -> str:
     """Return an interval of scores as ``LOW to HIGH``; ``no interval`` for NaN."""
     return "no interval" if np.isnan(low) else f"{format_score(low, sign)} to {format_score(high, sign)}"
+
+
+def score_with_interval(value: float, low: float, high: float, sign: bool = False) -> str:
+    """Return a score, and its interval in a second line that no narrow screen breaks."""
+    return f"{format_score(value, sign)}\n{format_interval(low, high, sign)}".replace(" ", NO_BREAK)
 
 
 def format_share(part: float, whole: float) -> str:

@@ -26,6 +26,7 @@ from raypipe.reporting.page import (
     format_interval,
     format_score,
     render_template,
+    score_with_interval,
 )
 from raypipe.reporting.plotting import (
     BLUE,
@@ -141,7 +142,7 @@ def _families_table(ensemble: Ensemble) -> Table:
         [
             family.name,
             str(family.trials),
-            f"{format_score(_number(family.score))} ({format_interval(_number(family.low), _number(family.high))})",
+            score_with_interval(_number(family.score), _number(family.low), _number(family.high)),
             _signed(family.gain, family.gain_low, family.gain_high),
             format_score(_number(family.correlation)),
             f"{family.weight:.2f}",
@@ -156,8 +157,7 @@ def _families_table(ensemble: Ensemble) -> Table:
 
 def _signed(value: float | None, low: float | None, high: float | None) -> str:
     """Return a difference with its interval."""
-    inner = format_interval(_number(low), _number(high), sign=True)
-    return f"{format_score(_number(value), sign=True)} ({inner})"
+    return score_with_interval(_number(value), _number(low), _number(high), sign=True)
 
 
 def _number(value: float | None) -> float:

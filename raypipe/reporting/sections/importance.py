@@ -30,6 +30,8 @@ MAX_PARAMETERS = 8
 """Parameters that are drawn."""
 MAX_TRIALS = 400
 """Trials that importances are computed from, and that have a line: more take long and show no more."""
+NOT_USED = -0.16
+"""Height of a line where the trial does not use the parameter; axes are from 0 to 1."""
 _LABEL_BACKGROUND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
@@ -93,7 +95,7 @@ def _parallel_figure(run: RunStore, table: pd.DataFrame, names: Sequence[str]) -
         caption += " Grey, dashed: pruned trials, with their score at that time."
     rows = table.to_dict("records")
     if any(is_unused(row, name) for row in rows for name in names):
-        caption += " A line has no dot on the axis of a parameter that the trial does not use."
+        caption += " Where a trial does not use a parameter, its line is below that parameter's axis and has no dot."
     draw = partial(parallel_coordinates, table, names, metric_label(run.info.metric), run.info.direction)
     return draw_figure([Panel(draw, "Parallel coordinates: parameters and score of each trial")], caption)
 
@@ -247,14 +249,13 @@ def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str,
     figure, (axes,) = new_figure(max(4.1, min(8.4, 1.0 + 0.85 * len(columns))), 3.6)
     heights, rows = np.full((len(table), len(columns)), np.nan), table.to_dict("records")
     for place, name in enumerate(columns):
-        axes.axvline(place, color=LIGHT, lw=1, zorder=1)
+        axes.plot([place, place], [0.0, 1.0], color=LIGHT, lw=1, zorder=1)
         with_it = np.array([name == "score" or not is_unused(row, name) for row in rows])
         if with_it.any():
             heights[with_it, place], ticks = _axis_heights(table[name][with_it], name != "score")
             for height, label in ticks:
-                axes.text(
-                    place, height, label, fontsize=7.5, ha="center", va="center", zorder=5, bbox=_LABEL_BACKGROUND
-                )
+                beside: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
+                axes.annotate(label, (place, height), fontsize=7.5, zorder=5, bbox=_LABEL_BACKGROUND, **beside)
     done = (table["state"] != "pruned").to_numpy()
     rank = table["score"].where(done).rank(ascending=direction == "maximize").to_numpy(dtype=float)
     rank = np.nan_to_num(rank) / max(1, done.sum())
@@ -266,12 +267,15 @@ def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str,
             style |= {"color": GREY, "lw": 0.9, "ls": "--"}
         if line == best:
             style = {"color": ORANGE, "lw": 2.2, "zorder": 4, "ms": 4.0}
-        used = np.flatnonzero(np.isfinite(heights[line]))
-        axes.plot(used, heights[line][used], marker="o", **style)
+        used = np.isfinite(heights[line])
+        dots = np.flatnonzero(used).tolist()
+        axes.plot(np.where(used, heights[line], NOT_USED), marker="o", markevery=dots, **style)
+    all_used = np.isfinite(heights).all()
     axes.set_xticks(range(len(columns)), [*names, metric], rotation=20, ha="right")
-    axes.set_yticks([])
+    axes.set_yticks([] if all_used else [NOT_USED], [] if all_used else ["not used"])
+    axes.tick_params(axis="y", length=0)
     axes.grid(False)
-    axes.set_ylim(-0.08, 1.08)
+    axes.set_ylim(-0.08 if all_used else NOT_USED - 0.06, 1.08)
     axes.spines["left"].set_visible(False)
     return figure
 

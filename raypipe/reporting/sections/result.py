@@ -14,10 +14,9 @@ from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import calibration_note, class_frequency_note, metric_label, resampled
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, WINDOW
 from raypipe.ensembles.verdict import held_out_evidence
-from raypipe.reporting.page import Table, format_interval, format_score, render_template, use_minus_signs
+from raypipe.reporting.page import Table, format_score, render_template, score_with_interval, use_minus_signs
 from raypipe.storage.run_store import RunStore
 
-NO_BREAK = "\u00a0"
 _TONES = {"better": "positive", "worse": "negative"}
 """Colour of the verdict by `verdict.held_out_evidence`; all others are neutral."""
 
@@ -107,7 +106,7 @@ def _with_interval(row: dict[str, float], value: str, low: str, high: str, *, si
     """Return a score, and its interval in a second line that no narrow screen breaks; empty where there is no score."""
     if math.isnan(row[value]):
         return "" if value.startswith("nested") else "undefined"
-    return f"{format_score(row[value], sign)}\n{format_interval(row[low], row[high], sign)}".replace(" ", NO_BREAK)
+    return score_with_interval(row[value], row[low], row[high], sign)
 
 
 def _signed(row: dict[str, float], name: str) -> str:

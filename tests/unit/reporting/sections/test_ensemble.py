@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from raypipe.ensembles.family_record import Family
 from raypipe.reporting.plotting import new_figure, widen_score_axis
 from raypipe.reporting.sections import ensemble
 from raypipe.reporting.sections.ensemble import (
     _curve_caption,
+    _families_table,
     _nested_table,
     describe_correlations,
     ensemble_section,
@@ -99,6 +101,32 @@ def test_baselines_whose_weights_of_classes_were_chosen_show_their_optimism(fitt
     shown = _nested_table(replace(fitted, table=table))
     (row,) = (row for row in shown.rows if row[0] == name)
     assert row[shown.head.index("nested minus naive")] == "−0.020"
+
+
+def test_what_families_bring_has_intervals_below_the_numbers_so_that_the_table_fits_a_page(fitted):
+    family = Family(
+        name="covariance",
+        trials=3,
+        best="trial 1",
+        score=0.914,
+        low=0.85,
+        high=0.97,
+        gain=-0.0001,
+        gain_low=-0.037,
+        gain_high=0.012,
+        correlation=0.86,
+        weight=1.0,
+        without=None,
+        loss=None,
+        loss_low=None,
+        loss_high=None,
+    )
+    (row,) = _families_table(replace(fitted, families=[family])).rows
+    assert row[:2] == ["covariance", "3"] and row[4:6] == ["0.860", "1.00"]
+    assert row[2].replace("\u00a0", " ") == "0.914\n0.850 to 0.970"
+    assert row[3].replace("\u00a0", " ") == "+0.000\n−0.037 to +0.012"
+    assert row[6].replace("\u00a0", " ") == "undefined\nno interval"
+    assert "what each family" in str(ensemble_section(replace(fitted, families=[family]))).lower()
 
 
 def test_two_lines_that_coincide_are_both_seen():

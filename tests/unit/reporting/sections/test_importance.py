@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from raypipe.core.parameters import parse_config
 from raypipe.reporting.sections.importance import (
+    NOT_USED,
     contour_plot,
     importance_section,
     importances,
@@ -37,7 +38,7 @@ def test_lines_of_parallel_coordinates_end_at_the_scores(twelve):
     assert len(lines) == 12
     heaviest = max(lines, key=lambda line: line.get_linewidth())
     assert heaviest.get_ydata()[2] == 0.0, "the best of scores that are to be low"
-    assert {line.get_ydata()[1] for line in lines} == {0.0, 1.0}
+    assert {line.get_ydata()[1] for line in lines} == {0.0, 1.0} and axes.get_yticks().size == 0
 
 
 def test_the_contour_plot_has_every_trial_and_leaves_no_trace(twelve):
@@ -91,8 +92,13 @@ def test_a_line_has_no_dot_where_a_parameter_is_switched_off_and_ends_at_the_sco
     table = trials_table(few(4))
     (axes,) = parallel_coordinates(table, ["sam/name", "sam/rho"], "NRMSE", "minimize").axes
     lines = [line for line in axes.get_lines() if line.get_marker() == "o"]
-    assert sorted(line.get_xdata().tolist() for line in lines) == [[0, 1, 2]] * 3 + [[0, 2]] * 3
-    assert all(np.isfinite(line.get_ydata()).all() for line in lines)
+    assert sorted(line.get_markevery() for line in lines) == [[0, 1, 2]] * 3 + [[0, 2]] * 3
+    for line in lines:
+        with_dot = np.isin(np.arange(3), line.get_markevery())
+        assert ((line.get_ydata() >= 0.0) == with_dot).all(), "through no value that the trial does not have"
+        assert (line.get_ydata()[~with_dot] == NOT_USED).all()
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["not used"] and axes.get_ylim()[0] < NOT_USED
+    assert all(label.xyann[0] > 0 for label in axes.texts), "beside the dots"
     assert sum(to_hex(line.get_color()) == GREY for line in lines) == 2
     assert is_unused({"loss/name": "plain"}, "loss/gamma") and not is_unused({"loss/name": "focal"}, "loss/gamma")
     assert not is_unused({"sam/name": "none"}, "sam/name") and not is_unused({}, "epochs")
@@ -109,10 +115,10 @@ def test_trials_of_several_families_are_compared_and_have_gaps_where_a_model_lac
     assert is_unused(table.loc[0].to_dict(), "model/shrinkage") and is_unused(table.loc[7].to_dict(), "model/depth")
     assert {"model/name", "model/shrinkage"} <= set(importances(table, "minimize"))
     html = section_of(run)
-    assert "A line has no dot" in html
+    assert "its line is below that parameter" in html
     (axes,) = parallel_coordinates(table, ["model/shrinkage"], "NRMSE", "minimize").axes
     lines = [line for line in axes.get_lines() if line.get_marker() == "o"]
-    assert len(lines) == 12 and all(line.get_xdata()[-1] == 1 for line in lines), "every model has a score"
+    assert len(lines) == 12 and all(line.get_ydata()[-1] >= 0.0 for line in lines), "every model has a score"
     assert "Contour" not in html, "a model lacks each number of the other"
 
 
