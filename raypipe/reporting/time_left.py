@@ -50,13 +50,15 @@ def time_left(trials: Sequence[TrialWork], planned: int, workers: int) -> TimeLe
     Returns
     -------
     TimeLeft or None
-        None while nothing shows what a trial of a kind costs.
+        None while nothing shows what a trial of a kind costs, and when all have ended.
     """
     costs: dict[bool, list[float]] = {}
     for trial in trials:
         if trial.gained > 0:
             costs.setdefault(trial.epochs > 1, []).append(trial.seconds / trial.gained)
     means = {trains: sum(each) / len(each) for trains, each in costs.items()}
+    if planned <= len(trials) and not any(trial.left for trial in trials):
+        return None
     if not means or any(trial.left and (trial.epochs > 1) not in means for trial in trials):
         return None
     running = sum(

@@ -19,7 +19,9 @@ function draw(tag, attributes, text) {
   return node;
 }
 const clock = seconds => new Date(1000 * seconds).toLocaleTimeString();
-const number = value => value === null ? '' : value.toFixed(4).replace('-', '\u2212');
+// A zero after rounding has no sign.
+const fixed = (value, digits) => value.toFixed(digits).replace(/^-(?=[0.]+$)/, '').replace('-', '\u2212');
+const number = value => value === null ? '' : fixed(value, 4);
 
 function showSweep() {
   const { driver, states, planned } = state;
@@ -79,7 +81,7 @@ function showCurves() {
   const [marks, digits] = ticks(low, high, 4);
   for (const mark of marks) {
     svg.append(draw('line', { class: 'axis', x1: left, x2: width - right, y1: y(mark), y2: y(mark) }));
-    svg.append(draw('text', { x: left - 6, y: y(mark) + 4, 'text-anchor': 'end' }, mark.toFixed(digits).replace('-', '\u2212')));
+    svg.append(draw('text', { x: left - 6, y: y(mark) + 4, 'text-anchor': 'end' }, fixed(mark, digits)));
   }
   const epochs = longest === 1 ? [1] : ticks(1, longest, narrow ? 4 : 8)[0].filter(Number.isInteger);
   for (const epoch of epochs.length ? epochs : [1, longest])

@@ -12,7 +12,7 @@ def test_trials_to_come_cost_what_those_of_their_kind_have_cost():
     assert time_left([], 4, 1) is None
     assert time_left([TRAINED, TrialWork(10.0, 1.0, 0.0, 16)], 4, 1) == (40.0, False), "one stopped early counts too"
     assert time_left([TRAINED] * 2, 4, 2) == (30.0, False)
-    assert time_left([TRAINED] * 4, 4, 2) == (0.0, False)
+    assert time_left([TRAINED] * 4, 4, 2) is None, "all have ended"
 
 
 def test_cheap_trials_say_nothing_of_networks():
