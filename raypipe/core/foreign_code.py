@@ -9,7 +9,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from pydantic import ValidationError
+
 from raypipe.core.errors import UserError, first_line
+from raypipe.core.record import describe_problem, first_problem
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals whose handlers may raise KeyboardInterrupt."""
@@ -83,7 +86,10 @@ def describe_code_error(error: BaseException, file: str) -> str:
     """
     kind = type(error).__name__
     try:
-        message = first_line(error)
+        if isinstance(error, ValidationError):  # whose first line only counts the problems
+            message = describe_problem(first_problem(error))
+        else:
+            message = first_line(error)
     except Exception:  # of any type: the text of an error is made by users' code too
         message = ""
     return _line_of(error, file) + (kind if message in ("", kind) else f"{kind}: {message}")

@@ -96,6 +96,35 @@ def test_a_mistake_is_one_line(tmp_path, mistake):
     assert "my_nets.py" in str(caught.value)
 
 
+CONFIGURED = """
+from pydantic import BaseModel, Field
+from torch import nn
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    width: int = Field(4, gt=0, le=8)
+
+
+class Net(nn.Module):
+    def __init__(self, n_channels, n_times, n_outputs, **args):
+        super().__init__()
+        config = Config(**args)
+        self.conv = nn.Conv1d(n_channels, config.width, 9)
+        self.head = nn.Linear(config.width, n_outputs)
+
+    def forward(self, x):
+        return self.head(self.conv(x).square().mean(-1))
+"""
+
+
+def test_a_network_may_check_its_arguments_with_pydantic(tmp_path):
+    assert check(tmp_path, CONFIGURED) == []
+    with pytest.raises(UserError, match=r"line 13: ValidationError: width: Input should be less than or equal to 6$"):
+        check(tmp_path, CONFIGURED.replace("le=8", "le=6"))
+    with pytest.raises(UserError, match=r"line 13: ValidationError: wide: Extra inputs are not permitted$"):
+        check(tmp_path, CONFIGURED, SPACE.replace("args/width", "args/wide"))
+
+
 def test_what_is_drawn_at_first_must_be_kept(tmp_path):
     net = NET.replace(HEAD, HEAD + "\n        self.extra = torch.randn(1)").replace(
         RETURN, "return self.extra + self.head("
