@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -188,9 +189,13 @@ class LocalFolder:
         for folder in (place, *place.parents):
             if folder == self.path or not folder.is_relative_to(self.path):
                 return
-            if folder.is_symlink():
+            try:
+                mode = folder.lstat().st_mode
+            except (FileNotFoundError, NotADirectoryError):  # the latter's parent follows, and is refused
+                continue
+            if stat.S_ISLNK(mode):
                 raise link_error(folder)
-            if folder.exists() and not folder.is_dir():
+            if not stat.S_ISDIR(mode):
                 raise no_folder_error(folder)
 
     def _walk(self, top: Path, *, refuse_links: bool = False) -> Iterator[str]:

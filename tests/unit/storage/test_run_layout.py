@@ -143,6 +143,14 @@ def test_a_trial_behind_a_link_is_not_passed_over_by_a_reader(run):
         run.results()
 
 
+def test_what_would_be_below_a_file_is_not_passed_over(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trials").write_text("")
+    with pytest.raises(UserError, match="run/trials: a file where raypipe has a folder"):
+        LocalFolder(tmp_path / "run").names("trials/0000/log")
+    assert LocalFolder(tmp_path / "run").names("ensemble/none") == []
+
+
 def test_no_file_is_written_below_a_link(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -28,6 +29,24 @@ def test_the_parameter_that_decides_is_found(twelve):
     assert set(shares) == {"optim/lr", "optim/weight_decay", "loss/name"}
     assert next(iter(shares)) == "optim/lr" and shares["optim/lr"] > 0.6
     assert sum(shares.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("trials", "trees"), [(60, 64), (100, 64), (200, 32), (400, 16)])
+def test_a_forest_for_many_trials_takes_no_longer_than_one_for_a_hundred(monkeypatch, trials, trees):
+    made = []
+
+    class Evaluator(optuna.importance.FanovaImportanceEvaluator):
+        def __init__(self, *, n_trees, seed):
+            made.append(n_trees)
+            super().__init__(n_trees=n_trees, seed=seed)
+
+    monkeypatch.setattr(optuna.importance, "FanovaImportanceEvaluator", Evaluator)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"optim/lr": rng.random(trials), "sam/rho": rng.random(trials)})
+    table["score"] = table["optim/lr"] + 0.3 * table["sam/rho"] ** 2
+    shares = importances(table, "minimize")
+    assert made == [trees] and list(shares) == ["optim/lr", "sam/rho"]
+    assert shares["optim/lr"] == pytest.approx(0.9, abs=0.06), "1 / 12 over 1 / 12 + .09 x 4 / 45"
 
 
 def test_lines_of_parallel_coordinates_end_at_the_scores(twelve):
