@@ -86,10 +86,8 @@ def describe_code_error(error: BaseException, file: str) -> str:
     """
     kind = type(error).__name__
     try:
-        if isinstance(error, ValidationError):  # whose first line only counts the problems
-            message = describe_problem(first_problem(error))
-        else:
-            message = first_line(error)
+        # The first line of a ValidationError only counts the problems.
+        message = describe_problem(first_problem(error)) if isinstance(error, ValidationError) else first_line(error)
     except Exception:  # of any type: the text of an error is made by users' code too
         message = ""
     return _line_of(error, file) + (kind if message in ("", kind) else f"{kind}: {message}")
