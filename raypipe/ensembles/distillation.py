@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raypipe.core.config import LossConfig, OwnLossConfig
-from raypipe.core.errors import UserError
+from raypipe.core.errors import NonFiniteError, UserError
 from raypipe.core.folds import Index
 from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
@@ -115,7 +115,7 @@ def distill(
     Raises
     ------
     UserError
-        See `choose_student`.
+        See `choose_student`; or the student's loss is not finite.
     """
     choose_student(run, [like])
     config, result, retry = run.config(like.trial), run.result(like.trial), read_retry(run, like.trial)
@@ -130,7 +130,7 @@ def distill(
     student = SupervisedTrainer(config, data, micro_batch=retry.micro_batch if retry else None)
     epochs = result.best_epoch if result is not None else config.epochs
     for epoch in range(1, epochs + 1):
-        student.train_epoch()
+        _train_epoch(student, like.trial)
         student.epoch = epoch
         if progress:
             progress(epoch, epochs, "epochs of the student")
@@ -138,3 +138,13 @@ def distill(
     for name, value in (("centre", data.out_centre), ("scale", data.out_scale)):
         tensors[f"target.{name}"] = torch.tensor(value, dtype=torch.float64)
     return MergedNetworks([like], [tensors], distilled=True)
+
+
+def _train_epoch(student: SupervisedTrainer, trial: int) -> None:
+    try:
+        student.train_epoch()
+    except NonFiniteError as error:
+        raise UserError(
+            f"--distill: a student with the configuration of trial {trial} cannot be trained: its loss is not finite "
+            f"in epoch {student.epoch + 1}; take --method soup for one network per fold"
+        ) from error

@@ -57,8 +57,9 @@ class StackedTrainer:
                 fold_losses.append(loss)
         for trainer, stream, fold_losses in zip(self.trainers, streams, losses, strict=True):
             fold_losses += trainer.train_batches(stream, interrupted, first=together)
+        means = [trainer.epoch_loss(own) for trainer, own in zip(self.trainers, losses, strict=True)]
         seconds = (time.perf_counter() - start) / len(self.trainers)
-        return [trainer.finish_epoch(own, seconds) for trainer, own in zip(self.trainers, losses, strict=True)]
+        return [trainer.finish_epoch(loss, seconds) for trainer, loss in zip(self.trainers, means, strict=True)]
 
     def step(self, batches: Sequence[Batch], number: int) -> list[float | Tensor]:
         """Take step `number` (from 0) of the epoch in every fold; return their losses.

@@ -145,13 +145,13 @@ class SupervisedTrainer:
     def run_epoch(self, interrupted: Interrupted = never) -> FoldEpoch:
         """Train one epoch and predict the validation windows; see `FoldTrainer`."""
         start = time.perf_counter()
-        losses = [] if self.stopped else self.train_epoch(interrupted)
-        return self.finish_epoch(losses, time.perf_counter() - start)
+        loss = None if self.stopped else self.train_epoch(interrupted)
+        return self.finish_epoch(loss, time.perf_counter() - start)
 
-    def train_epoch(self, interrupted: Interrupted = never) -> list[float | Tensor]:
-        """Train one epoch; return the loss of each step. `finish_epoch` comes after it."""
+    def train_epoch(self, interrupted: Interrupted = never) -> float:
+        """Train one epoch, without predictions; return its loss (`epoch_loss`)."""
         self.start_epoch()
-        return self.train_batches(self.batches(), interrupted)
+        return self.epoch_loss(self.train_batches(self.batches(), interrupted))
 
     def batches(self) -> Iterator[Batch]:
         """Return the batches of the next epoch."""
@@ -207,24 +207,35 @@ class SupervisedTrainer:
         return self.loss(raw_BK.float(), y)
 
     def check(self, result: StepResult) -> None:
-        """Raise `NonFiniteError` if a step has failed; on a GPU `finish_epoch` does."""
+        """Raise `NonFiniteError` if a step has failed; on a GPU `epoch_loss` does."""
         if result.failed:
-            raise NonFiniteError(f"fold {self.fold}, epoch {self.epoch + 1}: the training loss is not finite")
+            raise self._not_finite()
 
-    def finish_epoch(self, losses: Sequence[float | Tensor], seconds: float) -> FoldEpoch:
-        """End an epoch that was trained for `seconds`: predict, and choose the epoch where the fold does so itself."""
+    def epoch_loss(self, losses: Sequence[float | Tensor]) -> float:
+        """Return the mean loss of an epoch's steps; raise `NonFiniteError` if one of them is not finite."""
+        loss = mean_loss(losses, self.data.batch_sizes)
+        if not math.isfinite(loss):  # on a GPU, where steps do not wait for their outcome
+            raise self._not_finite()
+        return loss
+
+    def _not_finite(self) -> NonFiniteError:
+        return NonFiniteError(f"fold {self.fold}, epoch {self.epoch + 1}: the training loss is not finite")
+
+    def finish_epoch(self, loss: float | None, seconds: float) -> FoldEpoch:
+        """End an epoch that was trained for `seconds`: predict, and choose the epoch where the fold does so itself.
+
+        `loss` is the epoch's; None where the fold has stopped.
+        """
         start = time.perf_counter()
-        loss = mean_loss(losses, self.data.batch_sizes) if losses else math.nan
-        if losses and not math.isfinite(loss):
-            self.check(StepResult(loss, True, math.nan, failed=True))
         self.epoch += 1
         if self.best is None:
+            assert loss is not None
             predictions = self.predict(self.data.validation)
             return FoldEpoch(loss, predictions, seconds + time.perf_counter() - start)
-        if losses:
-            self.best = self._better_epoch(self.best, loss)
-        else:  # the fold has stopped
+        if loss is None:
             loss = self.best.loss
+        else:
+            self.best = self._better_epoch(self.best, loss)
         seconds += time.perf_counter() - start
         return FoldEpoch(loss, self.best.predictions.numpy(), seconds, by_fold=True, stopped=self.stopped)
 

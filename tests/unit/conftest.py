@@ -19,6 +19,9 @@ from raypipe.simulation.contrast_change import simulate
 from raypipe.storage.records import epoch_file, trial_file
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog, start_text
+from raypipe.training import graphs
+from raypipe.training.optim import AdamW
+from raypipe.training.step import TrainState
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.local import run_trial
 from tests.support.records import edit_record
@@ -181,6 +184,13 @@ def s3():
     """A server without a care for keys."""
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture
+def deferred(monkeypatch):
+    """Take steps as on a GPU, without branches that depend on results."""
+    monkeypatch.setattr(TrainState, "deferred", property(lambda state: isinstance(state.optimizer, AdamW)))
+    monkeypatch.setattr(graphs, "UNCAPTURED_CALLS", 10**9)
 
 
 @pytest.fixture

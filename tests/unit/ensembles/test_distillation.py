@@ -24,6 +24,7 @@ from raypipe.reporting.report import write_report
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
+from raypipe.training.trainer import SupervisedTrainer
 from tests.support.toys import ToyWindows, make_run, tiny
 from tests.unit.conftest import Finished
 
@@ -124,6 +125,22 @@ def test_a_shrunken_teacher_is_not_shrunk_again(values):
     one.predictions_NO = perfect[:, None].astype(np.float64)
     labels = (windows.targets[index[:9]] - one.centre) / one.scale
     np.testing.assert_allclose(one.targets(index[:9], None).numpy(), labels, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", ["waiting", "deferred"])
+def test_a_student_whose_loss_is_not_finite_is_one_line(values, monkeypatch, request, steps):
+    """On a GPU, no step waits for its outcome, and one that is not finite moves nothing: the student is at random."""
+    run, windows = values.run, values.windows
+    index = run.folds.search_index(windows.subjects)
+    real, epochs = SupervisedTrainer.loss_of, []
+    broken = lambda self, raw, y: real(self, raw, y) * float("nan" if len(epochs) == 1 else 1)  # noqa: E731
+    monkeypatch.setattr(SupervisedTrainer, "loss_of", broken)
+    monkeypatch.setattr(run, "result", lambda number: None)  # no best epoch: all of the configuration's
+    if steps == "deferred":
+        request.getfixturevalue("deferred")
+    with pytest.raises(UserError, match=r"^--distill: a student .* of trial 0 .* not finite in epoch 2; take.*$"):
+        distill(run, windows, Member(0), index, np.full((len(index), 1), 0.5), lambda done, *_: epochs.append(done))
+    assert epochs == [1]
 
 
 def test_by_the_command_line(made, capsys):

@@ -13,8 +13,8 @@ import torch
 from raypipe.core.errors import NonFiniteError
 from raypipe.training import graphs
 from raypipe.training.graphs import MAX_GRAPHS, UNCAPTURED_CALLS, CudaGraphs
-from raypipe.training.optim import AdamW
-from raypipe.training.step import TrainState
+from raypipe.training.stacked_trainer import StackedTrainer
+from raypipe.training.trainer import SupervisedTrainer
 from tests.support.toys import ToyWindows, fold_trainer, tiny
 
 
@@ -22,13 +22,6 @@ def trainer(**changes):
     toy = ToyWindows()
     index = np.arange(len(toy))
     return fold_trainer(tiny(**changes), toy, index[16:], index[:16], fold=0)
-
-
-@pytest.fixture
-def deferred(monkeypatch):
-    """Take steps as on a GPU, without branches that depend on results."""
-    monkeypatch.setattr(TrainState, "deferred", property(lambda state: isinstance(state.optimizer, AdamW)))
-    monkeypatch.setattr(graphs, "UNCAPTURED_CALLS", 10**9)
 
 
 @pytest.mark.parametrize("method", ["none", "sam", "asam", "looksam", "msam"])
@@ -71,12 +64,21 @@ def weights_and_moments(state):
     return learned, state["optimizer"]["state"]
 
 
-def test_an_epoch_with_such_a_step_fails(deferred):
+@pytest.mark.parametrize("train", [SupervisedTrainer.run_epoch, SupervisedTrainer.train_epoch])
+def test_an_epoch_with_such_a_step_fails(deferred, train):
     one = trainer()
     real = one.loss
     one.loss = lambda raw, y: real(raw, y) * float("nan")
     with pytest.raises(NonFiniteError, match="fold 0, epoch 1: the training loss is not finite"):
-        one.run_epoch()
+        train(one)
+
+
+def test_a_stacked_epoch_with_such_a_step_fails(deferred):
+    pair = [trainer(), trainer()]
+    real = pair[1].loss
+    pair[1].loss = lambda raw, y: real(raw, y) * float("nan")
+    with pytest.raises(NonFiniteError, match="fold 0, epoch 1: the training loss is not finite"):
+        StackedTrainer(pair).run_epoch()
 
 
 def test_a_learning_rate_on_the_device_is_saved_as_a_number():
