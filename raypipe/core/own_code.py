@@ -97,12 +97,18 @@ def object_names(names: Sequence[str]) -> list[str]:
 
 
 def named_files(text: str) -> list[str]:
-    """Return the paths of all files that strings of a Python source name, such as ``"my_nets.py:Net"``."""
+    """Return the paths of all files that strings of a Python source name, such as ``"my_nets.py:Net"``.
+
+    Docstrings, and other strings that stand alone, name none.
+    """
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):  # running it reports the error
         return []
-    strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    nodes = list(ast.walk(tree))
+    alone = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    constants = (node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in alone)
+    strings = (value for value in constants if isinstance(value, str))
     return list(dict.fromkeys(path for value in strings if (path := file_of(value)) is not None))
 
 

@@ -174,6 +174,14 @@ def test_files_are_found_in_strings_of_the_source_only():
     assert named_files("def (") == []
 
 
+def test_a_docstring_names_no_file(tmp_path):
+    named = '"""A space of my_nets.py:Net"""\nclass A:\n    """a.py:A"""\n    x = 1\n    """b.py:x"""\n'
+    functions = 'async def f():\n    """c.py:f"""\ndef g():\n    """d.py:g"""\n    return "e.py:G"\n'
+    assert named_files(named + functions) == ["e.py"]
+    space = SPACE.replace("A network of one's own.", "A search of my_nets.py:Net")
+    assert list(load_space(write_space(tmp_path, space=space)).files) == ["my_nets.py"]
+
+
 def error_of(tmp_path, net=NET, space=SPACE):
     with pytest.raises(UserError) as caught:
         load_space(write_space(tmp_path, net, space))
