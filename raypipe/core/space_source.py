@@ -224,14 +224,26 @@ def _text_of_dictionary(space: Mapping[str, Any]) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return values by parameter name; dictionaries that are no ranges or choices are groups of parameters."""
+    """Return values by parameter name; dictionaries that are no ranges or choices are groups of parameters.
+
+    So are a section and arguments, whatever their keys: `low` and `high` are parameters of some models.
+    """
+    groups = _groups()
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
         if not isinstance(name, str):
             raise UserError(f"names of parameters must be text such as 'optim/lr' (given {name!r})")
-        is_group = isinstance(value, Mapping) and not ("choices" in value or RANGE & value.keys())
+        is_group = isinstance(value, Mapping) and (
+            prefix + name in groups or not ("choices" in value or RANGE & value.keys())
+        )
         found += _flat(value, f"{prefix}{name}/") if is_group else [(prefix + name, value)]
     return found
+
+
+def _groups() -> set[str]:
+    """Return the names of sections, and of the arguments of users' code."""
+    names = [name for name in parameter_names() if "/" in name]
+    return {name.partition("/")[0] for name in names} | {name for name in names if name.endswith("/args")}
 
 
 def _draw_of(name: str, value: Any) -> str | None:

@@ -258,6 +258,19 @@ def test_a_dictionary_of_distributions_or_of_plain_values():
     assert {config.sam.name for config in drawn} == {"none", "sam"}
 
 
+def test_a_section_or_arguments_may_have_parameters_that_are_called_low_and_high():
+    bands = {"name": "covariance", "bands": "even", "n_bands": {"low": 2, "high": 9}}
+    ends = {"low": {"low": 2.0, "high": 6.0}, "high": 30.0}
+    models = [config.model for config in load_space({"model": bands | ends}).draw(9)]
+    assert {model.high for model in models} == {30.0} and len({model.low for model in models}) == 9
+    assert {model.n_bands for model in models} <= set(range(2, 10))
+    own = {"name": "nets.py:Net", "args": {"low": 4, "high": 30, "choices": [1, 2], "width": {"low": 2, "high": 8}}}
+    text = source_of({"model": own}).text
+    assert source_of({"model": {"name": "nets.py:Net"}, "model/args": own["args"]}).text == text
+    assert [f"'model/args/{name}': {value}" in text for name, value in list(own["args"].items())[:3]] == [True] * 3
+    assert text.count("trial.") == 1 and "trial.suggest_int('model/args/width', 2, 8)" in text
+
+
 @given(st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.booleans())
 def test_the_ends_of_a_range_are_kept_exactly(low, width, log):
     text = source_of({"optim/lr": FloatDistribution(low, low + width, log=log)}).text
