@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from raypipe.core.errors import UserError
+from raypipe.core.foreign_code import code_errors
+from raypipe.core.own_code import known_source
 from raypipe.core.record import FrozenModel
+from raypipe.core.text import short_line
 from raypipe.data.window_store import WindowStore
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.storage.out_of_fold import unpack_tensors
@@ -198,11 +202,40 @@ def _complete(spec: Spec, networks: Sequence[Tensors]) -> tuple[Spec, dict[str, 
 
 
 def build_module(spec: Spec, state: dict[str, torch.Tensor], device: torch.device = CPU) -> EnsembleModule:
-    """Build the module of a spec and its weights on a device, in evaluation mode, without a change of random states."""
-    with torch.random.fork_rng(devices=[]):
+    """Build the module of a spec and its weights on a device, in evaluation mode, without a change of random states.
+
+    Raises
+    ------
+    UserError
+        The code of a user's network raises an error.
+    """
+    with torch.random.fork_rng(devices=[]), own_errors(spec["members"]):
         module = EnsembleModule(spec)
     module.load_state_dict(state)
     return module.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def own_errors(members: Iterable[Mapping[str, Any]]) -> Iterator[None]:
+    """Run the block, which runs the code of users' networks: whatever it raises becomes one line.
+
+    Parameters
+    ----------
+    members
+        Networks as a spec has them; of those of raypipe, and of programs, errors are passed on.
+
+    Raises
+    ------
+    UserError
+        The code raises an error.
+    """
+    models = [member["model"] for member in members if "code" in member["model"] and member.get("program") is None]
+    if not models:
+        yield
+        return
+    source = known_source(models[0]["code"])
+    with code_errors(short_line(models[0]["name"]), source.name if source else ""):
+        yield
 
 
 # Limits

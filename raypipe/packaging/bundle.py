@@ -14,10 +14,11 @@ from raypipe.core.errors import UserError
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import SourceFile, keep_source
 from raypipe.core.progress import Progress
+from raypipe.core.text import short_line
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.decisions import decide
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.members import build_module
+from raypipe.ensembles.members import build_module, own_errors
 from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.bundle_files import CARD, RECORD, TENSORS, empty_folder, require_bundle_files
@@ -93,6 +94,7 @@ class LoadedEnsemble:
     def __init__(self, info: BundleInfo, module: EnsembleModule | StoreModules) -> None:
         self.info = info
         self._module = module
+        self._code = info.code_members()
 
     @property
     def stores(self) -> StoreModules | None:
@@ -192,7 +194,8 @@ class LoadedEnsemble:
         Raises
         ------
         UserError
-            Windows have another shape, or values that are not finite; or a prediction is not finite.
+            Windows have another shape, or values that are not finite; a prediction is not finite; or the code of a
+            user's network raises an error.
         """
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
@@ -206,7 +209,8 @@ class LoadedEnsemble:
                 out_NO[part] = stores.combine({name: stores.predict(name, x[part]) for name, x in given.items()})
             else:
                 x_BCT = to_device(np.ascontiguousarray(given[""][part], dtype=np.float32), self.device)
-                out_NO[part] = self.module(x_BCT).cpu().numpy()
+                with own_errors(self._code):
+                    out_NO[part] = self.module(x_BCT).cpu().numpy()
             if not np.isfinite(out_NO[part]).all():
                 raise UserError(
                     f"a prediction of windows {start} to {min(start + batch_size, n) - 1} is not a finite number; the "
@@ -274,7 +278,7 @@ def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = F
     ------
     UserError
         There is no bundle, it is damaged, it contains a file that is not part of a bundle, such as a pickle, it
-        needs code that is not trusted, or torch can use no GPU.
+        needs code that is not trusted, or that raises an error, or torch can use no GPU.
     """
     where = parse_device(device)
     folder = local_path(path, "a bundle is read", "copy the bundle here")
@@ -311,10 +315,11 @@ def _trust(info: BundleInfo, spec: NetworkSpec, path: str, trusted: bool) -> Non
     needed = [m.model for m in spec.members if isinstance(m.model, OwnConfig) and m.program is None]
     if needed and not trusted:
         raise UserError(
-            f"{path}: {needed[0].name} is there as code, which is run when the bundle is read; if you trust it: "
-            "load_ensemble(..., trust_code=True), or raypipe predict --trust-code"
+            f"{path}: {short_line(needed[0].name)} is there as code, which is run when the bundle is read; if you "
+            "trust it: load_ensemble(..., trust_code=True), or raypipe predict --trust-code"
         )
     for model in needed:
         source = SourceFile(model.name.rpartition(":")[0], info.sources.get(model.code, ""))
         if keep_source(source) != model.code:
-            raise UserError(f"{path}/{RECORD}: the source of {model.name} is missing, or not the one of its members")
+            name = short_line(model.name)
+            raise UserError(f"{path}/{RECORD}: the source of {name} is missing, or not the one of its members")

@@ -11,6 +11,7 @@ from raypipe.core.config import config_hash
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.metrics import METRICS, Kind
+from raypipe.core.model_config import OwnConfig
 from raypipe.core.record import FrozenModel, Record, leaving_out
 from raypipe.data.manifest import Plan
 from raypipe.data.plan import check_baseline_samples
@@ -183,6 +184,11 @@ class BundleInfo(Record):
             return make_spec(fields)
         self.networks_of_stores()
         return make_spec(fields, CombinedSpec)
+
+    def code_members(self) -> list[dict[str, Any]]:
+        """Return the members that are built from users' code, as a spec has them."""
+        own = [member for member in self.members if isinstance(member.model, OwnConfig) and member.program is None]
+        return [{"model": member.model.model_dump()} for member in own]
 
     def networks_of_stores(self) -> dict[str, NetworkSpec]:
         """Return the networks of each store, without what combines them; raises as `networks`."""

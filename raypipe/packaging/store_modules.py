@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypipe.ensembles.members import build_module
+from raypipe.ensembles.members import build_module, own_errors
 from raypipe.models.combine import calibrate
 from raypipe.models.ensemble import EnsembleModule, combine_models
 from raypipe.packaging.bundle_info import BundleInfo
@@ -49,6 +49,7 @@ class StoreModules:
 
     def __init__(self, info: BundleInfo, tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
         self.info = info
+        self._code = info.code_members()
         self.modules: dict[str, EnsembleModule] = {}
         for name, spec in info.networks_of_stores().items():
             own = {
@@ -61,10 +62,17 @@ class StoreModules:
 
     @torch.no_grad()
     def predict(self, name: str, x_BCT: NDArray[Any]) -> StorePredictions:
-        """Return the predictions of a store's networks for its windows in microvolts."""
+        """Return the predictions of a store's networks for its windows in microvolts.
+
+        Raises
+        ------
+        UserError
+            The code of a user's network raises an error.
+        """
         module = self.modules[name]
         given = to_device(np.ascontiguousarray(x_BCT, dtype=np.float32), module.device)
-        values_MBO, variances_MB = module.predict_members(given)
+        with own_errors(self._code):
+            values_MBO, variances_MB = module.predict_members(given)
         return StorePredictions(values_MBO.cpu().numpy(), None if variances_MB is None else variances_MB.cpu().numpy())
 
     @torch.no_grad()

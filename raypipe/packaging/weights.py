@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
 
-from raypipe.core.model_config import ModelConfig
+from raypipe.core.model_config import ModelConfig, OwnConfig
+from raypipe.core.random_streams import seeded
+from raypipe.ensembles.members import CPU, own_errors
 from raypipe.models.builders import build_network
-from raypipe.packaging.network_spec import NetworkSpec
+from raypipe.models.network import Network
+from raypipe.packaging.network_spec import NetworkMember, NetworkSpec
 
 _HEADER_BYTES = 2**20
 _HEADER_BYTES_PER_TENSOR = 512
+_OWN = re.compile(r"members\.\d+\.(network|constants)\.")
+"""Beginning of the names of weights, buffers and constants of users' networks."""
 
 Layout = dict[str, tuple[torch.Size, torch.dtype]]
 """Shape and type of each tensor, by name."""
 
 
 def weights_layout(spec: NetworkSpec) -> Layout:
-    """Return shape and type of the weights of networks, without any memory for them."""
-    sizes = {"n_channels": spec.n_channels, "n_times": spec.n_times, "n_outputs": spec.n_outputs}
+    """Return shape and type of the weights of networks.
+
+    Memory is taken by users' networks that are no programs only.
+
+    Raises
+    ------
+    UserError
+        The code of a user's network raises an error.
+    """
     by_model: dict[tuple[ModelConfig, str | None], Layout] = {}
     layout: Layout = {}
     for number, member in enumerate(spec.members):
         key = member.model, member.program
         if key not in by_model:
-            program = None if member.program is None else spec.programs[member.program].model_dump()
-            with torch.device("meta"):
-                network = build_network(member.model.model_dump(), sfreq=spec.sfreq, program=program, **sizes)
-            by_model[key] = {name: (t.shape, t.dtype) for name, t in network.state_dict().items()}
+            by_model[key] = {name: (t.shape, t.dtype) for name, t in _build(spec, member).state_dict().items()}
         layout |= {f"members.{number}.{name}": kind for name, kind in by_model[key].items()}
     return layout
+
+
+def _build(spec: NetworkSpec, member: NetworkMember) -> Network:
+    """Build a network without memory, or from users' code, which may read the numbers of its tensors."""
+    sizes = {"n_channels": spec.n_channels, "n_times": spec.n_times, "n_outputs": spec.n_outputs}
+    options = member.model.model_dump()
+    if member.program is None and isinstance(member.model, OwnConfig):
+        with seeded(0, CPU), own_errors([{"model": options}]):
+            return build_network(options, sfreq=spec.sfreq, program=None, **sizes)
+    program = None if member.program is None else spec.programs[member.program].model_dump()
+    with torch.device("meta"):
+        return build_network(options, sfreq=spec.sfreq, program=program, **sizes)
 
 
 def max_file_bytes(layout: Layout) -> int:
@@ -40,7 +62,9 @@ def max_file_bytes(layout: Layout) -> int:
 
 
 def check_tensors(layout: Layout, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check that tensors have this layout and finite values.
+    """Check that tensors have this layout, and finite values where the network is raypipe's.
+
+    A user's network may hold what is not finite, such as the mask of a causal attention; its predictions are checked.
 
     Raises
     ------
@@ -53,6 +77,8 @@ def check_tensors(layout: Layout, tensors: Mapping[str, torch.Tensor]) -> None:
             raise ValueError(f"Missing key: {name}")
         if tensor.shape != shape or tensor.dtype != dtype:
             raise ValueError(f"{name}: {_described(tensor.shape, tensor.dtype)}, expected {_described(shape, dtype)}")
+        if _OWN.match(name):
+            continue
         # Positions of electrodes are NaN where they are unknown.
         if not name.endswith(".places.positions") and not torch.isfinite(tensor).all():
             raise ValueError(f"{name}: has values that are not finite")

@@ -75,6 +75,37 @@ class Net(nn.Module):
 WRITES = NET.replace("y = self", "x -= x.mean(1, keepdim=True)\n        y = self")
 UNTRACED = NET.replace("return self.head(", "y = y if float(y.detach().sum()) > 1e9 else y\n        return self.head(")
 
+CAUSAL = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, n_chans, n_times, n_outputs, width=4):
+        super().__init__()
+        self.embed = nn.Conv1d(n_chans, 2 * width, 8, stride=8)
+        self.attention = nn.MultiheadAttention(2 * width, 2, batch_first=True)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(n_times // 8))
+        self.head = nn.Linear(2 * width, n_outputs)
+    def forward(self, x):
+        y = self.embed(x).mT
+        y = y + self.attention(y, y, y, attn_mask=self.mask, need_weights=False)[0]
+        return self.head(y.mean(1))
+"""
+MASKS = {
+    "buffer": CAUSAL,
+    "attribute": CAUSAL.replace('self.register_buffer("mask", ', "self.mask = (").replace(
+        "=self.mask", "=self.mask.to(x)"
+    ),
+    "parameter": CAUSAL.replace('self.register_buffer("mask", ', "self.mask = nn.Parameter(requires_grad=False, data="),
+    "unknown": CAUSAL.replace(
+        "self.head =", 'self.register_buffer("ages", torch.full((2,), torch.nan))\n        self.head ='
+    ),
+}
+FAILS = """
+        import os
+        if os.environ.get("RAYPIPE_TEST_FAILS") == "%s":
+            raise TypeError("first\\nsecond")
+"""
+
 
 def own(net, outputs=1):
     torch.manual_seed(0)
@@ -242,3 +273,41 @@ def test_code_in_a_bundle_must_be_trusted(made, tmp_path):
         export_submission({1: fitted}, tmp_path / "submission.zip", windows={1: store})
     with pytest.raises(UserError, match=r"my_nets.py:Net: it cannot run where raypipe is not installed"):
         export_graph(fitted, tmp_path / "model.onnx", "onnx", windows=store)
+
+
+@pytest.mark.parametrize(("mask", "traced"), [*((mask, True) for mask in MASKS), ("buffer", False)])
+def test_a_network_whose_constants_are_not_finite_is_shipped(made, tmp_path, mask, traced):
+    """The mask of a causal attention is minus infinity where it hides what comes later."""
+    branch = "        if float(x.detach().sum()) > 1e9:\n            x = x + 1\n"
+    net = MASKS[mask] if traced else MASKS[mask].replace("        y = self.embed", branch + "        y = self.embed")
+    run, store, fitted = made(net)
+    bundle = export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    x_NCT = store.gather(np.arange(5))
+    found = load_ensemble(bundle, trust_code=not traced).predict(x_NCT)
+    module = build_module(*read_members(run, store, fitted.members, fitted.weights.tolist(), fitted.rule))
+    np.testing.assert_allclose(found, module(torch.from_numpy(x_NCT)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_code_that_reads_numbers_of_tensors_is_built_from_a_bundle(made, tmp_path):
+    rates = "self.rates = [rate.item() for rate in torch.linspace(0, dropout, 3)]\n        self.drop ="
+    run, store, fitted = made(UNTRACED.replace("self.drop =", rates))
+    bundle = export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    assert np.isfinite(load_ensemble(bundle, trust_code=True).predict(store.gather(np.arange(3)))).all()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_what_code_in_a_bundle_raises_is_one_line(made, tmp_path, monkeypatch):
+    net = UNTRACED.replace("        super().__init__()", "        super().__init__()" + FAILS % "made")
+    run, store, fitted = made(net.replace("    def forward(self, x):", "    def forward(self, x):" + FAILS % "run"))
+    bundle = export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    ensemble = load_ensemble(bundle, trust_code=True)
+    monkeypatch.setenv("RAYPIPE_TEST_FAILS", "made")
+    with pytest.raises(UserError, match=r"^my_nets.py:Net: line \d+: TypeError: first$"):
+        load_ensemble(bundle, trust_code=True)
+    with pytest.raises(UserError, match=r"^my_nets.py:Net: line \d+: TypeError: first$"):
+        export_bundle(run, fitted, tmp_path / "other", windows=store)
+    monkeypatch.setenv("RAYPIPE_TEST_FAILS", "run")
+    with pytest.raises(UserError, match=r"^my_nets.py:Net: line \d+: TypeError: first$"):
+        ensemble.predict(store.gather(np.arange(3)))
