@@ -121,6 +121,7 @@ def _without_effect(
     reasons = [reason for _, parameters in having if (reason := why_unused(parameters, name, kind))]
     if reasons:
         return f"{name} ({len(reasons)} of {len(having)} draws: {', '.join(sorted(set(reasons)))})"
-    if len({value for value, _ in having}) > 1 and len({parameters.get(name) for _, parameters in having}) == 1:
+    chosen, used = {repr(value) for value, _ in having}, {repr(parameters.get(name)) for _, parameters in having}
+    if len(chosen) > 1 and len(used) == 1:
         return f"{name} (a constant of the space replaces it)"
     return None

@@ -87,6 +87,15 @@ def short_name(name: str) -> str:
     return name if path is None else f"{Path(path).name}:{name.rpartition(':')[2]}"
 
 
+def known_name(name: Any, files: Mapping[str, SourceFile]) -> Any:
+    """Return the name of code in a file by the path that `files` has of the file; anything else as it is."""
+    path = file_of(name) if isinstance(name, str) else None
+    if path is None or path in files:
+        return name
+    known = next((each for each in files if Path(each).name == Path(path).name), path)
+    return f"{known}:{name.rpartition(':')[2]}"
+
+
 def object_names(names: Sequence[str]) -> list[str]:
     """Return names without files and packages, such as ``Net`` of ``my_nets.py:Net``, where they stay different."""
     short = [name.rpartition(":")[2] for name in names]

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from raypipe.core import own_code
+from raypipe.core.choices import as_drawn, choice_as_drawn
 from raypipe.core.config import SECTIONS, TrialConfig
 from raypipe.core.errors import UserError
 from raypipe.core.foreign_code import describe_code_error, foreign_code
@@ -53,7 +54,15 @@ class _Recorder:
             self.values[parameter] = value
             return value
 
-        return suggest
+        def suggest_categorical(parameter: str, choices: Iterable[Any]) -> Any:
+            own = list(choices)
+            drawn = [choice_as_drawn(parameter, choice) for choice in own]
+            value = suggest(parameter, drawn)
+            if value in drawn and isinstance(own[drawn.index(value)], list | tuple):
+                self.values[parameter] = value = own[drawn.index(value)]
+            return value
+
+        return suggest_categorical if name == "suggest_categorical" else suggest
 
 
 class _LacksError(UserError):
@@ -131,7 +140,7 @@ class SearchSpace:
     @property
     def start(self) -> list[dict[str, Any]]:
         """Return the points that run first. Those that name no store get the names of the stores in turn."""
-        points = [dict(point) for point in self._module.get("START", [])]
+        points = [self.point_as_drawn(point, f"START[{k}]") for k, point in enumerate(self._module.get("START", []))]
         if not self.stores:
             return points
         stores = itertools.cycle(self.stores)
@@ -220,8 +229,21 @@ class SearchSpace:
         for number, point in enumerate(self.start):
             self.check_point(point, f"START[{number}]")
 
-    def check_point(self, point: Mapping[str, Any], name: str) -> None:
-        """Check that the space can draw a point; `name` is what messages call it.
+    def point_as_drawn(self, point: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """Return a point as a study has it: lists as text, users' code by the paths of its files that the space has.
+
+        Raises
+        ------
+        UserError
+            A list has what no record can have; `name` is what the message calls the point.
+        """
+        try:
+            return {key: as_drawn(own_code.known_name(value, self.files)) for key, value in point.items()}
+        except ValueError as error:
+            raise UserError(f"{self.name}: {name}: {error}") from None
+
+    def check_point(self, point: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """Check that the space can draw a point, and return it as a study has it; `name` is what messages call it.
 
         Raises
         ------
@@ -230,6 +252,7 @@ class SearchSpace:
         """
         import optuna
 
+        point = self.point_as_drawn(point, name)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # Optuna only warns about values out of range
@@ -244,6 +267,7 @@ class SearchSpace:
         extra = sorted(point.keys() - fixed.params.keys())
         if extra:
             raise UserError(f"{self.name}: {name} sets '{extra[0]}', which space(trial) does not ask for")
+        return point
 
 
 def _sets_store(drawn: Mapping[str, Any], constants: object) -> bool:

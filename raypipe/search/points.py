@@ -84,13 +84,13 @@ def enqueue_point(
     found = next((known.number for known in points if known.request == request), None)
     if found is not None:
         return found
-    run.space.check_point(point, "the point")
+    drawn = run.space.check_point(point, "the point")
     number = len(study.get_trials(deepcopy=False))
     if trials is not None and number - warm >= trials:
         more = f"raypipe resume {shell_quoted(run.where)} --trials {trials + 1}"
         raise UserError(f"all {trials} trials of the run are drawn; extend it, then ask again: {more}")
-    write_points(run, [*points, Point(number=number, params=dict(point), request=request)])
-    study.enqueue_trial(dict(point))
+    write_points(run, [*points, Point(number=number, params=drawn, request=request)])
+    study.enqueue_trial(drawn)
     return number
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from raypipe.core.choices import as_drawn
 from raypipe.core.errors import UserError
 from raypipe.search.points import read_points
 from raypipe.storage.lease import read_lease
@@ -49,8 +50,7 @@ def ask_to_enqueue(run: RunStore, words: Iterable[str]) -> Request:
     UserError
         The space cannot have drawn the point.
     """
-    point = parse_point(words)
-    run.space.check_point(point, "the point")
+    point = run.space.check_point(parse_point(words), "the point")
     return ask(run, "enqueue", point=point)
 
 
@@ -95,7 +95,7 @@ def _taken(run: RunStore) -> int:
 
 
 def parse_point(words: Iterable[str]) -> dict[str, Any]:
-    """Parse ``["optim/lr=0.003", "sam/name=none"]``; a value is JSON, or else text.
+    """Parse ``["optim/lr=0.003", "sam/name=none"]``; a value is JSON, or else text; lists are as a study has them.
 
     Raises
     ------
@@ -117,8 +117,8 @@ def parse_point(words: Iterable[str]) -> dict[str, Any]:
 
 def _parse_value(text: str) -> str | bool | int | float | None:
     try:
-        found = json.loads(text, parse_constant=lambda name: name)  # NaN is no number of a record
+        found = as_drawn(json.loads(text, parse_constant=lambda name: name))  # NaN is no number of a record
     except (ValueError, RecursionError):
         return text
     finite = not isinstance(found, float) or abs(found) < float("inf")
-    return found if finite and not isinstance(found, dict | list) else text
+    return found if finite and not isinstance(found, dict) else text

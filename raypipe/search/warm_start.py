@@ -143,7 +143,7 @@ def _translate(old: RunStore, result: TrialResult, space: SearchSpace, stores: M
     values = flatten(config)
     if stores:
         values[STORE] = _store_of(old, config.data.store, stores)
-    point = optuna.trial.FixedTrial(values)
+    point = optuna.trial.FixedTrial(space.point_as_drawn(values, "the configuration"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Optuna only warns of values out of range

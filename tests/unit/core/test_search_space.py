@@ -13,6 +13,7 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.core.search_space import SearchSpace, load_space
+from tests.support.own import NET
 
 LARGE = "parameter 'epochs': Input should be less than or equal to 1000000 (given "
 FORKED = "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\ndef space(trial): return {}\n"
@@ -266,3 +267,16 @@ def test_an_unknown_store_is_one_line(tmp_path, names, words):
     path = write(tmp_path, FREE + "    return {'data/store': 'wide'}\n")
     with pytest.raises(UserError, match=words):
         load_space(path, names)
+
+
+def test_a_point_may_name_a_network_without_the_folder_of_its_file(tmp_path):
+    """As the table of trials shows it."""
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/my_nets.py").write_text(NET)
+    draw = '    return {"model/name": trial.suggest_categorical("model/name", ["tcn", "nets/my_nets.py:Net"])}\n'
+    space = load_space(write(tmp_path, f"def space(trial):\n{draw}"))
+    for name in ("my_nets.py:Net", "nets/my_nets.py:Net"):
+        assert space.check_point({"model/name": name}, "the point") == {"model/name": "nets/my_nets.py:Net"}
+    for name in ("my_nets.py:Other", "nets.py:Net", "tcn:Net", "vit"):
+        with pytest.raises(UserError, match=rf"^the point: .*'(nets/)?{name}' not in \('tcn', 'nets/my_nets.py:Net'\)"):
+            space.check_point({"model/name": name}, "the point")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from raypipe.search.points import POINTS_FILE, read_points
 from raypipe.search.reconcile import open_study
+from raypipe.search.requests import ask_to_enqueue
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import JOURNAL_FILE
 from raypipe.trial.callback import SweepCallback
-from tests.support.toys import ToyWindows, make_run
+from tests.support.toys import SPACE, ToyWindows, make_run
 
 POINTS = [{"optim/lr": 0.005, "sam/name": "none"}, {"optim/lr": 0.006, "sam/name": "sam", "sam/rho": 0.1}]
 
@@ -71,3 +72,20 @@ def test_other_trials_are_drawn_as_without_points(tmp_path):
     other = opened(plain, Said())
     assert [other.next() for _ in range(5)] == list(range(5))
     assert [run.config(number) == plain.config(number) for number in range(5)] == [True, True, False, False, True]
+
+
+def test_points_with_lists_outlast_the_study(tmp_path):
+    lists = SPACE.replace('"sam/name": "none"}', '"sam/name": "none", "optim/betas": (0.9, 0.99)}').replace(
+        "    if trial", '    trial.suggest_categorical("optim/betas", [(0.9, 0.99), [0.8, 0.999]])\n    if trial'
+    )
+    run = make_run(tmp_path / "run", ToyWindows(), space=lists)
+    request = ask_to_enqueue(run, ["optim/lr=0.002", "sam/name=none", "optim/betas=[0.8,0.999]"])
+    queue = opened(run, Said())
+    assert queue.next() == 0 and queue.enqueue_point(request.point, request.id) == 1 and queue.next() == 1
+    said = Said()
+    assert [opened(run, said).next() for _ in range(2)] == [0, 0] and said.lines == []
+    (run.local / JOURNAL_FILE).unlink()
+    queue = opened(run, said)
+    assert said.lines == ["the study's journal is missing"] and [queue.next() for _ in range(3)] == [0, 1, 2]
+    assert [run.config(number).optim.betas for number in (0, 1)] == [(0.9, 0.99), (0.8, 0.999)]
+    assert [run.record(number).params["optim/betas"] for number in (0, 1)] == ["[0.9, 0.99]", "[0.8, 0.999]"]

@@ -8,15 +8,17 @@ from optuna.trial import TrialState
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap, LeakError
-from raypipe.core.search_space import SearchSpace
+from raypipe.core.own_code import short_name
+from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.study import StudyQueue
 from raypipe.search.warm_start import collect_warm_trials, is_warm
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import Epoch, LabelsInfo, TrialResult
 from raypipe.storage.run_store import RunStore
+from tests.support.own import NET
 from tests.support.records import edit_record
-from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny
+from tests.support.toys import SPACE, TINY, ToyWindows, add_ended, make_run, tiny
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -242,3 +244,50 @@ def test_a_trial_of_one_of_several_stores_is_of_the_store_with_its_hash_whatever
         UserError, match=r"trial 0: it was trained on none of .* b; the old run's is store 'a' of a=here"
     ):
         collect_warm_trials(old, SearchSpace(NARROW, stores=("a", "b")), stores={"a": "new", "b": "other"}, **start)
+
+
+LISTS = """
+def space(trial):
+    trial.suggest_float("optim/lr", 2e-3, 8e-3, log=True)
+    trial.suggest_categorical("optim/betas", [(0.8, 0.999), (0, 0.99)])
+"""
+
+
+def test_trials_with_lists_are_taken_over_and_the_sampler_uses_them(tmp_path, windows):
+    old = make_run(tmp_path / "old", windows)
+    for number in range(13):
+        betas = ((0.8, 0.999), (0.0, 0.99))[number % 2]
+        add_ended(old, number, 1.0 + number % 2, optim__betas=betas, optim__lr=3e-3 + number * 1e-4)
+    run = begun(old, tmp_path / "new", windows, LISTS)
+    queue = study_queue(run, windows, trials=9)
+    drawn = [run.record(queue.next()).params["optim/betas"] for _ in range(9)]
+    assert drawn.count("[0.8, 0.999]") > 6
+    again = study_queue(RunStore.open(run.where), windows, trials=9)
+    assert [trial.params for trial in again.study.trials] == [trial.params for trial in queue.study.trials]
+    assert len(again.study.trials) == 22
+
+
+def space_of(folder, paths):
+    """A space that draws one of the networks in files of these paths, which have different texts."""
+    for number, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(f"{NET}# {number}")
+    text = f"""
+def space(trial):
+    return {{"model/name": trial.suggest_categorical("model/name", {[f"{path}:Net" for path in paths]}), "epochs": 4}}
+"""
+    (folder / "space.py").write_text(text)
+    return load_space(folder / "space.py")
+
+
+@pytest.mark.parametrize("moved", [["nets/a.py", "nets/b.py"], ["a.py", "b.py"], ["other/b.py", "a.py"]])
+def test_networks_in_folders_are_those_of_files_of_the_same_name(tmp_path, windows, moved):
+    """Configurations have no folders, since a run keeps the files; the space draws names with their folders."""
+    old, space = make_run(tmp_path / "old", windows), space_of(tmp_path / "before", ["nets/a.py", "nets/b.py"])
+    for number, config in enumerate(space.draw(9)):
+        add_ended(old, number, 1.0, config=config)
+    new = space_of(tmp_path / "new", moved)
+    warm = collect_warm_trials(old, new, target="toy", metric="nrmse", labels=SAME, folds=NOTHING_HELD_OUT)
+    drawn = [trial.params["model/name"] for trial in warm.trials]
+    assert [short_name(name) for name in drawn] == [old.config(number).model.name for number in range(9)]
+    assert set(drawn) == {f"{path}:Net" for path in moved}
