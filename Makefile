@@ -107,8 +107,9 @@ $(LOWEST)/installed: pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[dev]'
 	touch $@
 
-# All benchmarks but the long ones, compared with the last results by ratios: make bench BENCH="--quick --only step"
-bench: $(STAMP)
+# All benchmarks but the long ones, with braindecode as a peer, compared with the last results by ratios:
+# make bench BENCH="--quick --only step"
+bench: $(VENV)/zoo
 	$(BIN)/python -m benchmarks $(BENCH)
 
 # On a machine with a CUDA device, torch and pytest, but no Ray and no virtual environment, in under ten minutes: the

@@ -68,8 +68,10 @@ ELSEWHERE = {
 """Benchmarks with a command of their own."""
 
 
-Earlier = dict[str, tuple[Path, dict[str, Any]]]
-"""Newest result with ratios of each benchmark, and the file that it is in."""
+Ratio = tuple[str, str]
+"""Name of a benchmark, and of a ratio that it measures."""
+Earlier = dict[Ratio, tuple[Path, dict[str, float]]]
+"""The newest value of each ratio, and the file that it is in."""
 
 
 def new_file(folder: Path) -> Path:
@@ -80,28 +82,43 @@ def new_file(folder: Path) -> Path:
 
 
 def earlier_results(files: Iterable[Path]) -> Earlier:
-    """Return the results in files named by day and number: of each benchmark those of the last run that measured it."""
+    """Return the ratios in files named by day and number, of each the last one."""
     found: Earlier = {}
     for path in sorted(files, key=lambda path: (path.stem[:10], int(path.stem[11:] or 1))):
-        found |= _results_in(path)
+        found |= results_of(path)
     return found
 
 
-def _results_in(path: Path) -> Earlier:
-    return {each["job"]: (path, each) for each in json.loads(path.read_text())["results"] if "ratios" in each}
+def results_of(path: Path) -> Earlier:
+    """Return the ratios in a file."""
+    return {ratio: (path, value) for ratio, value in ratios_in(json.loads(path.read_text())).items()}
+
+
+def ratios_in(results: dict[str, Any]) -> dict[Ratio, dict[str, float]]:
+    """Return the ratios of a run of benchmarks that can be compared."""
+    return {
+        (each["job"], name): ratio
+        for each in results["results"]
+        for name, ratio in each.get("ratios", {}).items()
+        if report.has_spread(ratio)
+    }
 
 
 def compare(earlier: Earlier, new: dict[str, Any]) -> list[str]:
-    """Return lines about the ratios that got worse by more than their spread, by earlier file, and what has none."""
-    lines, without = [], []
-    for each in new["results"]:
-        if "ratios" not in each or each["job"] not in earlier:
-            without.append(each["job"])
-            continue
-        path, before = earlier[each["job"]]
-        lines += [f"{line} in {path.name}" for line in report.worse(before, each)]
-    head = "\nWorse than before:" if lines else "\nNo ratio is worse than before by more than its spread."
-    return [head, *lines, *([f"Compared with nothing: {', '.join(without)}."] if without else [])]
+    """Return lines about ratios that got worse by more than their spread, those that are gone, and what has none."""
+    now = ratios_in(new)
+    jobs = [each["job"] for each in new["results"]]
+    both = [ratio for ratio in now if ratio in earlier]
+    said = {ratio: report.worse(earlier[ratio][1], now[ratio]) for ratio in both}
+    lines = [f"{job}: {name}: {text} in {earlier[job, name][0].name}" for (job, name), text in said.items() if text]
+    if lines:
+        lines.insert(0, f"\nWorse than before, of {len(both)} ratios:")
+    elif both:
+        lines = [f"\nNone of {len(both)} ratios is worse than before by more than its spread."]
+    gone = [f"{job}: {name}" for job, name in earlier if job in jobs and (job, name) not in now]
+    lines += [f"Not measured this time: {'; '.join(gone)}."] if gone else []
+    without = [job for job in jobs if job not in {job for job, _ in both}]
+    return [*lines, *([f"Compared with nothing: {', '.join(without)}."] if without else [])]
 
 
 def options() -> argparse.Namespace:
@@ -150,7 +167,7 @@ def main() -> int:
         return show_list()
     earlier: Earlier = {}
     if args.against:
-        earlier = _results_in(args.against)
+        earlier = results_of(args.against)
     elif not args.quick:
         earlier = earlier_results(RESULTS.glob("????-??-??*.json"))
     jobs = [job for job in JOBS + LONG if job.name in args.only] if args.only else JOBS

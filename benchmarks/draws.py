@@ -28,7 +28,7 @@ from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.core.shipped import shipped_space
 from raypipe.search.sampler import TrialSampler
 from raypipe.search.study import StudyQueue
-from raypipe.storage.journal import STUDY_NAME, open_journal
+from raypipe.storage.journal import open_journal
 from raypipe.storage.run_store import RunStore
 
 
@@ -51,13 +51,30 @@ def _state(pruned: bool) -> optuna.trial.TrialState:
 
 
 def queue_of(run: RunStore, trials: Sequence[optuna.trial.FrozenTrial]) -> StudyQueue:
-    """Return the queue of a run whose study has these trials."""
-    storage = open_journal(run)
-    optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="minimize").add_trials(trials)
-    queue = StudyQueue(run, ToyWindows(subjects=20), storage, trials=None, parallel=2)  # type: ignore[arg-type]
+    """Return the queue of a run whose study has these trials.
+
+    They are added once it is open: it would hand out trials again that the run has no results of.
+    """
+    queue = StudyQueue(run, ToyWindows(subjects=20), open_journal(run), trials=None, parallel=2)  # type: ignore[arg-type]
     for _ in run.space.start:  # these are not drawn
         queue.next()
+    queue.study.add_trials(trials)
     return queue
+
+
+def draw_by_queue(queue: StudyQueue) -> int:
+    """Draw a trial.
+
+    Raises
+    ------
+    RuntimeError
+        The queue has handed out a trial that was there.
+    """
+    before = len(queue.study.get_trials(deepcopy=False))
+    number = queue.next()
+    if number != before:
+        raise RuntimeError(f"of {before} trials the queue has handed out trial {number}, and drawn none")
+    return number
 
 
 def study_of(space: SearchSpace, trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
@@ -83,7 +100,10 @@ def measure(args: argparse.Namespace) -> report.Result:
             warnings.simplefilter("ignore")
             run = make_run(Path(folder) / "run", ToyWindows(subjects=20), space=space.source)
             queue, study = queue_of(run, trials), study_of(space, trials)
-            contestants: dict[str, Callable[[], object]] = {"queue": queue.next, "Optuna": partial(draw, space, study)}
+            contestants: dict[str, Callable[[], object]] = {
+                "queue": partial(draw_by_queue, queue),
+                "Optuna": partial(draw, space, study),
+            }
             times = take_turns(contestants, seconds=0.0, rounds=args.rounds)
         mark = f"after {count}: "
         report.add_times(found, times, mark)

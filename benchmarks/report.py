@@ -156,24 +156,21 @@ def goal_row(goal: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return goal["goal"], f"{goal['least']:g}", measured, {None: "", True: "met", False: "not met"}[goal["met"]]
 
 
-def worse(old: Result, new: Result) -> list[str]:
-    """Return a line for each ratio that got worse by more than its spread.
+def has_spread(ratio: Mapping[str, float]) -> bool:
+    """Return whether a ratio is of several rounds; one of a single round is not compared."""
+    return ratio["rounds"] > 1
 
-    The spread is the distance between the quartiles of the rounds, the larger of both results. A ratio of one round has
-    none and is not compared.
+
+def worse(before: Mapping[str, float], now: Mapping[str, float]) -> str | None:
+    """Return what to say of a ratio that got worse by more than its spread; None for any other.
+
+    The spread is the distance between the quartiles of the rounds, the larger of both results.
     """
-    lines = []
-    for name, now in new["ratios"].items():
-        before = old["ratios"].get(name)
-        if before is None or min(now["rounds"], before["rounds"]) < 2:
-            continue
-        spread = max(each["high"] - each["low"] for each in (now, before))
-        spread = max(spread, LEAST_SPREAD * before["median"])
-        if before["median"] - now["median"] > spread:
-            lines.append(
-                f"{new['title']}: {name}: {now['median']:.2f}, was {before['median']:.2f} (spread {spread:.2f})"
-            )
-    return lines
+    spread = max(each["high"] - each["low"] for each in (now, before))
+    spread = max(spread, LEAST_SPREAD * before["median"])
+    if before["median"] - now["median"] <= spread:
+        return None
+    return f"{now['median']:.2f}, was {before['median']:.2f} (spread {spread:.2f})"
 
 
 def main(

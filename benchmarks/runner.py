@@ -46,6 +46,7 @@ def run(command: Sequence[str], seconds: float, log: Path) -> tuple[str, str]:
 
 def measure(job: Job, folder: Path, seconds: float, *, quick: bool = False) -> dict[str, Any]:
     """Run a benchmark; return its result, or its name, why it failed and its last lines."""
+    folder = folder.resolve()  # a job runs in the root of the repository
     saved, log = folder / f"{job.name}.json", folder / f"{job.name}.log"
     saved.unlink(missing_ok=True)
     options = [*(job.quick if quick else job.options), *(("--json", str(saved)) if job.saves else ())]

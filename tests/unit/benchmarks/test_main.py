@@ -7,12 +7,16 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 import benchmarks.__main__ as bench
-from benchmarks import report
+from benchmarks import draws, report
 from benchmarks.runner import Job, measure
+from benchmarks.toys import ToyWindows, make_run
+from raypipe.core.search_space import load_space
+from raypipe.core.shipped import shipped_space
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,11 +35,34 @@ def compared(path, new):
 def test_ratios_are_compared_by_benchmark(tmp_path):
     results(old := tmp_path / "2026-01-01.json", "step", [2.0, 2.0, 2.0])
     worse = compared(old, results(tmp_path / "new.json", "step", [1.0, 1.0, 1.0]))
-    assert worse.endswith("before:\na title: ours / peer: 1.00, was 2.00 (spread 0.04) in 2026-01-01.json")
+    assert worse.endswith("1 ratios:\nstep: ours / peer: 1.00, was 2.00 (spread 0.04) in 2026-01-01.json")
     as_good = compared(old, results(tmp_path / "good.json", "step", [2.0, 2.0, 2.0]))
-    assert "No ratio is worse" in as_good and "nothing" not in as_good
+    assert as_good == "\nNone of 1 ratios is worse than before by more than its spread."
     other = results(tmp_path / "other.json", "folds", [1.0, 1.0, 1.0])
-    assert compared(old, other).endswith("Compared with nothing: folds.")
+    assert compared(old, other) == "Compared with nothing: folds.", "and nothing is claimed"
+
+
+def test_seconds_are_not_compared_and_neither_is_what_has_no_spread_or_no_predecessor(tmp_path):
+    first, second = report.result("a title"), report.result("a title")
+    report.add_ratio(first, "once", [9.0], [1.0])
+    report.add_ratio(second, "once", [1.0], [1.0])
+    report.add_ratio(second, "added", [1.0, 1.0], [1.0, 1.0])
+    report.add_times(first, {"a": [1.0, 1.0]})
+    report.add_times(second, {"a": [9.0, 9.0]})
+    report.save(tmp_path / "first.json", {"results": [first | {"job": "step"}]})
+    assert compared(tmp_path / "first.json", {"results": [second | {"job": "step"}]}) == "Compared with nothing: step."
+
+
+def test_a_ratio_that_is_not_measured_is_said_and_the_next_one_is_compared_with_the_last_that_was(tmp_path):
+    results(old := tmp_path / "2026-01-01.json", "step", [30.0] * 3)
+    without = report.result("a title")
+    report.add_ratio(without, "ours / other", [2.0] * 3, [1.0] * 3)
+    report.save(tmp_path / "2026-01-02.json", new := {"results": [without | {"job": "step"}]})
+    assert "Not measured this time: step: ours / peer." in compared(old, new)
+    slow = results(tmp_path / "slow.json", "step", [3.0] * 3)
+    lines = bench.compare(bench.earlier_results(tmp_path.glob("2026*.json")), slow)
+    assert "step: ours / peer: 3.00, was 30.00 (spread 0.60) in 2026-01-01.json" in lines
+    assert "Not measured this time: step: ours / other." in lines
 
 
 def test_each_benchmark_is_compared_with_its_last_result_however_that_run_ended(tmp_path):
@@ -44,7 +71,7 @@ def test_each_benchmark_is_compared_with_its_last_result_however_that_run_ended(
         results(tmp_path / f"2026-01-01-{number}.json", "step", [float(number)] * 3)
     report.save(tmp_path / "2026-01-02.json", {"results": [{"job": "step", "failed": "killed"}]})
     found = bench.earlier_results(tmp_path.glob("*.json"))
-    assert {job: path.stem for job, (path, _) in found.items()} == {"folds": "2026-01-01", "step": "2026-01-01-10"}
+    assert {job: path.stem for (job, _), (path, _) in found.items()} == {"folds": "2026-01-01", "step": "2026-01-01-10"}
 
 
 def test_results_of_a_day_are_numbered(tmp_path):
@@ -96,7 +123,26 @@ def test_a_quick_run_of_one_is_compared_only_when_asked(tmp_path):
     assert "orse than" not in first.stdout
     against = [str(tmp_path / "b.json"), "--against", str(tmp_path / "a.json")]
     second = subprocess.run([*command, *against], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "No ratio is worse" in second.stdout
+    assert "Compared with nothing: ranking." in second.stdout, "it has no ratios"
+
+
+def test_a_result_is_found_wherever_the_command_is_given(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = measure(Job("ranking", "ranking", ("--quick",)), Path("there"), 300)
+    assert "failed" not in found and found["tables"] and (tmp_path / "there" / "ranking.json").is_file()
+
+
+def test_the_queue_draws_in_the_benchmark_of_draws():
+    space = load_space(shipped_space("focal_mixup_sam"))
+    trials = draws.ended_trials(space, 30)
+    with TemporaryDirectory() as folder:
+        queue = draws.queue_of(make_run(Path(folder) / "run", ToyWindows(subjects=20), space=space.source), trials)
+        first = len(trials) + len(space.start)
+        assert [draws.draw_by_queue(queue) for _ in range(3)] == [first, first + 1, first + 2]
+        queue.put_back(first)
+        with pytest.raises(RuntimeError, match=f"has handed out trial {first}, and drawn none"):
+            draws.draw_by_queue(queue)
 
 
 def test_a_script_that_only_prints_has_what_it_printed_as_its_result(tmp_path):

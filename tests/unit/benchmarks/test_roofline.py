@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.roofline import Peaks, count, count_at, floors
-from benchmarks.step import METHODS, step_on_cpu
+from benchmarks.step import METHODS, as_on_gpu, step_on_cpu
 
 PEAKS = Peaks({torch.float32: 1e9, torch.bfloat16: 4e9}, bandwidth=1e9)
 
@@ -102,3 +102,16 @@ def test_counts_of_a_training_step_follow_from_small_batches():
     assert [each.name for each in found] == [each.name for each in expected]
     assert sum(each.flops for each in found) == pytest.approx(sum(each.flops for each in expected))
     assert sum(each.bytes for each in found) == pytest.approx(sum(each.bytes for each in expected))
+
+
+def test_operators_of_a_gpus_step_are_those_of_its_own_path():
+    args = argparse.Namespace(channels=4, samples=150, precision="float32", device="cpu")
+
+    def names():
+        return [each.name for each in count(step_on_cpu(args, METHODS["SAM"], "fourier", 1, 4))]
+
+    with as_on_gpu():
+        assert torch.ones(1).is_cuda and torch.nn.Parameter(torch.ones(1)).is_cuda
+        on_gpu = names()
+    assert not torch.ones(1).is_cuda
+    assert "avg_pool2d" in on_gpu and "avg_pool2d" not in names(), "a CPU takes means by a product"
