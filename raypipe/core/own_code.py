@@ -26,11 +26,13 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.core.foreign_code import code_errors
 from raypipe.core.random_streams import seeded
 from raypipe.core.seeds import derive_seed
-from raypipe.core.text import decode_source
+from raypipe.core.text import decode_source, short_line
 
 T = TypeVar("T")
 ENTRY_POINTS = "raypipe.models"
 """Group of the entry points by which packages register networks."""
+MAX_NAME = 200
+"""Bytes of a name without folders, at most: files of submissions are named by it."""
 
 _FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 _PACKAGE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
@@ -94,6 +96,13 @@ def known_name(name: Any, files: Mapping[str, SourceFile]) -> Any:
         return name
     known = next((each for each in files if Path(each).name == Path(path).name), path)
     return f"{known}:{name.rpartition(':')[2]}"
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a name such as ``mine.py:Net`` is without folders, short, and one that every system can store."""
+    file, _, attribute = name.rpartition(":")
+    usual = bool(file) and attribute.isidentifier() and name.isprintable() and not {"/", "\\", ":"} & {*file}
+    return usual and len(name.encode()) <= MAX_NAME
 
 
 def object_names(names: Sequence[str]) -> list[str]:
@@ -196,11 +205,17 @@ def code_of(name: str, files: Mapping[str, SourceFile], what: str) -> str:
     Raises
     ------
     UserError
-        The file is not known, the package is not installed, or it is no such name.
+        The file is not known, the package is not installed, or it is no such name, or one that is not plain.
     """
     path = file_of(name)
+    package = _module_name(name, what).split(".")[0] if path is None else ""
+    if ":" in name and not is_plain(short_name(name)):
+        raise UserError(
+            f"{what}: '{short_line(short_name(name))}': too long, or its file has a colon, a backslash or a control "
+            f"character in its name; rename it ({MAX_NAME} bytes at most)"
+        )
     if path is None:
-        return _version(_module_name(name, what).split(".")[0])
+        return _version(package)
     if path not in files:
         raise UserError(
             f"{what}: '{name}': write it as one whole string in the search space, so that the run can keep the file"
@@ -235,7 +250,7 @@ def check_registered(taken: Iterable[str]) -> None:
 def _module_name(name: str, what: str) -> str:
     match = _PACKAGE.fullmatch(registered()[name].value if name in registered() else name)
     if match is None:
-        raise UserError(f"{what}: '{name}': write file.py:Name or package.module:Name")
+        raise UserError(f"{what}: '{short_line(name)}': write file.py:Name or package.module:Name")
     return match[1]
 
 

@@ -7,6 +7,7 @@ and a run can be looked at without running its code.
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from raypipe.core import own_code
 from raypipe.core.errors import UserError
 from raypipe.core.foreign_code import describe_code_error, foreign_code
 
-_MARK = "@"
+_RECORDED = re.compile(r"(.+)@(minimize|maximize):(.*)")
 
 
 def is_own_metric(name: str) -> bool:
@@ -33,18 +34,19 @@ def with_code(name: str, code: str) -> str:
         There is no such function, or it does not say which scores are better.
     """
     better = "maximize" if _function_of(own_code.short_name(name), code).higher_is_better else "minimize"
-    return f"{own_code.short_name(name)}{_MARK}{better}:{code}"
+    return f"{own_code.short_name(name)}@{better}:{code}"
 
 
 def split_code(metric: str) -> tuple[str, str]:
     """Return a metric's name without its code, and the code; the code is empty if there is none."""
-    name, _, rest = metric.partition(_MARK)
-    return name, rest.partition(":")[2]
+    match = _RECORDED.fullmatch(metric)
+    return (match[1], match[3]) if match else (metric, "")
 
 
 def direction_of(metric: str) -> Literal["minimize", "maximize"]:
     """Return which scores of a recorded metric are better, by its name alone."""
-    return "maximize" if metric.partition(_MARK)[2].startswith("maximize:") else "minimize"
+    match = _RECORDED.fullmatch(metric)
+    return "maximize" if match and match[2] == "maximize" else "minimize"
 
 
 def shown_metric(metric: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
@@ -12,6 +11,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.metrics import METRICS, Kind
 from raypipe.core.model_config import OwnConfig
+from raypipe.core.own_code import is_plain
 from raypipe.core.record import FrozenModel, Record, leaving_out
 from raypipe.data.manifest import Plan
 from raypipe.data.plan import check_baseline_samples
@@ -152,7 +152,7 @@ class BundleInfo(Record):
             raise ValueError(f"decision_weights: there must be one for each of {len(self.classes)} classes")
         if self.people is not None:
             self.people.check(self.kind, self.n_outputs)
-        own = re.fullmatch(r"[\w .-]{1,100}:\w{1,100}", self.metric)  # a user's, whose name alone is used
+        own = is_plain(self.metric)  # a user's, whose name alone is used
         if not own and (self.metric not in METRICS or METRICS[self.metric].kind != self.kind):
             raise ValueError(f"metric: not a metric of {self.kind}")
 

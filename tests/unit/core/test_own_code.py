@@ -207,6 +207,29 @@ def test_mistakes_in_files_are_one_line(tmp_path):
     )
 
 
+NAMES = ["nets (1).py", "my+nets.py", "Netz für EEG.py", "a&b@2,%[x]'.py", "n" * 193 + ".py"]
+BAD_NAMES = ["a:b.py", "a\\b.py", "a\x1b[31m.py", "a\u202e.py", "n" * 194 + ".py"]
+
+
+@pytest.mark.parametrize("file", NAMES)
+def test_a_name_that_every_system_can_store_is_taken(tmp_path, file):
+    (tmp_path / file).write_text(NET)
+    name = file.replace("\\", "\\\\") + ":Net"
+    assert own_code.is_plain(name)
+    config = load_space(write_space(tmp_path, space=SPACE.replace("my_nets.py:Net", name))).draw(1)[0]
+    assert config.model.name == name
+
+
+@pytest.mark.parametrize("file", BAD_NAMES)
+@pytest.mark.parametrize("section", ["model", "loss", "augment"])
+def test_a_name_that_a_submission_or_a_terminal_cannot_have_is_one_line(tmp_path, file, section):
+    (tmp_path / file).write_text(NET)
+    text = f'def space(trial):\n    return {{"{section}/name": {file + ":Net"!r}}}\n'
+    with pytest.raises(UserError, match=rf"{section}/name: 'n*a?.*': too long, or its file has a colon") as caught:
+        load_space(write_space(tmp_path, space=text)).draw(1)
+    assert str(caught.value).isprintable() and not own_code.is_plain(f"{file}:Net")
+
+
 def test_packages_are_known_by_their_version():
     code = own_code.code_of("torch.nn:Linear", {}, "x")
     assert code.startswith("torch ") and own_code.load_object("torch.nn:Linear", code).__name__ == "Linear"

@@ -46,6 +46,12 @@ def test_its_name_has_what_identifies_the_source():
     assert split_code("auc") == ("auc", "") and shown_metric("auc") == "auc"
     assert (get_metric(one).direction, get_metric(other).direction) == ("minimize", "maximize")
 
+    at = with_code("v@2.py:score", keep_source(SourceFile("v@2.py", METRIC.replace("False", "True"))))
+    assert (
+        shown_metric(at) == shown_metric("v@2.py:score") == "v@2.py:score" and split_code(at)[1] == split_code(other)[1]
+    )
+    assert get_metric(at).direction == "maximize"
+
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),

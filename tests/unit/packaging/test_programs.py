@@ -31,7 +31,8 @@ from raypipe.packaging.programs import Unexportable, export_program
 from raypipe.packaging.submission import export_submission
 from raypipe.search.run_setup import open_run
 from raypipe.trial.local import run_trial
-from tests.support.own import NET, write_space
+from tests.support.own import METRIC, NET, SPACE, write_space
+from tests.support.plain import plain_sweep
 from tests.support.toys import ToyWindows, write_store
 
 ATTENTION = """
@@ -311,3 +312,19 @@ def test_what_code_in_a_bundle_raises_is_one_line(made, tmp_path, monkeypatch):
     monkeypatch.setenv("RAYPIPE_TEST_FAILS", "run")
     with pytest.raises(UserError, match=r"^my_nets.py:Net: line \d+: TypeError: first$"):
         ensemble.predict(store.gather(np.arange(3)))
+
+
+def test_an_ensemble_of_files_with_unusual_names_is_exported(tmp_path):
+    """Browsers write a second download to ``metrics (1).py``."""
+    net, metric = "my+nets, für EEG (1).py", tmp_path / "metrics [1]@2.py"
+    (tmp_path / net).write_text(NET)
+    metric.write_text(METRIC)
+    space = write_space(tmp_path, space=SPACE.replace("my_nets.py", net))
+    store = write_store(tmp_path / "store", ToyWindows())
+    run = plain_sweep(space, store, tmp_path / "run", trials=1, folds=3, metric=f"{metric}:score")
+    fitted, windows = run.ensemble(top=1), WindowStore(store)
+    bundle = run.export(tmp_path / "bundle")
+    assert load_ensemble(bundle).info.metric == "metrics [1]@2.py:score"
+    assert np.isfinite(load_ensemble(bundle).predict(windows.gather(np.arange(2)))).all()
+    report = check_submission(export_submission({1: fitted}, tmp_path / "submission.zip", windows={1: windows}))
+    assert [line.name for line in report.failures] == ["challenge 1: target and windows"], str(report)
