@@ -11,8 +11,9 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
+
+from raypipe.core.worker_imports import package_folders
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's old reporter prints nothing at verbosity 0; the new one prints a header
@@ -174,12 +175,6 @@ def job_config() -> Any:
             return super()._serialize()
 
     return WithoutWorkingFolder()
-
-
-def package_folders() -> list[str]:
-    """Return the folder that raypipe is in, unless that is the one of installed packages."""
-    folder = Path(__file__).resolve().parents[2]
-    return [] if folder.name in ("site-packages", "dist-packages") else [str(folder)]
 
 
 @contextlib.contextmanager

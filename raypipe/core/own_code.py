@@ -27,6 +27,7 @@ from raypipe.core.foreign_code import code_errors
 from raypipe.core.random_streams import seeded
 from raypipe.core.seeds import derive_seed
 from raypipe.core.text import decode_source, short_line
+from raypipe.core.worker_imports import check_imports, folder_of_script
 
 T = TypeVar("T")
 ENTRY_POINTS = "raypipe.models"
@@ -143,7 +144,7 @@ def read_source(path: str, folder: Path, where: str) -> SourceFile:
     Raises
     ------
     UserError
-        There is no such file, it is no text, it is no Python, or it imports a file beside it.
+        There is no such file, it is no text, it is no Python, or it imports what workers do not find.
     """
     file = folder / Path(path).expanduser()
     if not file.is_file():
@@ -151,12 +152,7 @@ def read_source(path: str, folder: Path, where: str) -> SourceFile:
     source = SourceFile(file.name, decode_source(file.read_bytes(), file))
     with code_errors(str(file), file.name):
         tree = ast.parse(source.text, file.name)
-    for module in _imported(tree):
-        if (file.parent / f"{module}.py").is_file() or (file.parent / module / "__init__.py").is_file():
-            raise UserError(
-                f"{file}: it imports '{module}', which is beside it; a run keeps one file: put both into one, or "
-                "install them as a package"
-            )
+    check_imports(tree, file)
     return source
 
 
@@ -182,14 +178,6 @@ def check_file_names(files: Mapping[str, SourceFile], where: str) -> None:
             raise UserError(f"{where}: {other} and {path} are different files of one name; rename one of them")
 
 
-def _imported(tree: ast.AST) -> Iterable[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.split(".")[0]
-
-
 def code_of(name: str, files: Mapping[str, SourceFile], what: str) -> str:
     """Return what identifies the code of a name: a file's hash, or a package and its version.
 
@@ -205,7 +193,8 @@ def code_of(name: str, files: Mapping[str, SourceFile], what: str) -> str:
     Raises
     ------
     UserError
-        The file is not known, the package is not installed, or it is no such name, or one that is not plain.
+        The file is not known, the package is in the folder of the script, or it is no such name, or one that is not
+        plain.
     """
     path = file_of(name)
     package = _module_name(name, what).split(".")[0] if path is None else ""
@@ -215,6 +204,8 @@ def code_of(name: str, files: Mapping[str, SourceFile], what: str) -> str:
             f"character in its name; rename it ({MAX_NAME} bytes at most)"
         )
     if path is None:
+        if where := folder_of_script(package):
+            raise UserError(f"{what}: '{name}': {package} is {where}, where workers do not look: install it")
         return _version(package)
     if path not in files:
         raise UserError(

@@ -23,10 +23,10 @@ from raypipe.backend.ray_compat import (
     job_config,
     keys_not_forwarded,
     no_automatic_start,
-    package_folders,
     process_output_to,
     working_folder_not_copied,
 )
+from raypipe.core.worker_imports import package_folders
 from tests.support.keys import KEYS
 
 PARAMETERS = {
