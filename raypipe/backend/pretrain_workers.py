@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -38,6 +39,9 @@ from raypipe.core.errors import NonFiniteError, UserError, first_line
 
 THREAD_SECONDS = 60.0
 """Seconds that the waiting thread may take to notice that the workers were killed; usually it takes none."""
+EXCHANGE_SECONDS = 7 * 86_400
+"""Seconds that workers wait for one another in an exchange: the first one's probes take as long as they take, and Ray
+Train restarts the group of a worker that dies."""
 MAX_RESTARTS = 20
 """Times that the group is restarted before pretraining stops; the same command continues it."""
 
@@ -112,7 +116,9 @@ class PretrainWorkers:
                 "stop": f"{self._key}/stop",
                 "rendezvous": scratch if single_machine else "",
             },
-            backend_config=None if single_machine else GpuTorchConfig(backend="nccl" if gpus else "gloo"),
+            backend_config=None
+            if single_machine
+            else GpuTorchConfig(backend="nccl" if gpus else "gloo", timeout_s=EXCHANGE_SECONDS),
             scaling_config=ScalingConfig(
                 num_workers=layout.workers,
                 use_gpu=gpus > 0,
@@ -186,7 +192,9 @@ def join_by_file(folder: str, rank: int, world: int) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = loopback
     placement_group = ray.util.get_current_placement_group()  # a new one after every restart
     path = f"{folder}/rendezvous-{placement_group.id.hex()}"
-    dist.init_process_group("gloo", store=dist.FileStore(path, world), rank=rank, world_size=world)  # type: ignore[attr-defined]
+    store = dist.FileStore(path, world)  # type: ignore[attr-defined]
+    timeout = timedelta(seconds=EXCHANGE_SECONDS)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timeout)
 
 
 def train(settings: dict[str, Any]) -> None:

@@ -32,6 +32,8 @@ class PretrainTrainer:
         See `FoldData`.
     groups_N
         Group of each window of the store (`FoldMap.groups`), which the choice of the probe's penalty does not divide.
+    micro_batch
+        See `Pretrainer`.
 
     Raises
     ------
@@ -50,12 +52,13 @@ class PretrainTrainer:
         *,
         fold: int,
         groups_N: NDArray[Any],
+        micro_batch: int | None = None,
     ) -> None:
         self.loader, self.fold, self.groups_N = loader, fold, groups_N
         self.train, self.validation = train, validation
         if config.model.name != "vit":
             raise UserError("pretrain/name in a search space needs model/name=vit; use: raypipe pretrain simclr")
-        self.pretrainer = Pretrainer(config, loader, train, part=fold)
+        self.pretrainer = Pretrainer(config, loader, train, part=fold, micro_batch=micro_batch)
         self.encoder = cast(ViT, self.pretrainer.encoder)
 
     @property

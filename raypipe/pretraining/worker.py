@@ -24,6 +24,7 @@ from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.records import PretrainEpoch
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.device import free_memory
 from raypipe.training.fold_trainer import Interrupted, never
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
@@ -186,19 +187,36 @@ def _record_epoch(store: PretrainedRun, part: str, trainer: Pretrainer, loss: fl
     """Write an epoch's loss, and the probe scores that are due, with its checkpoint and then in the history."""
     every, last, fold = store.info.probe_every, store.info.config.epochs, _fold_of(part)
     due = every and (trainer.epoch % every == 0 or trainer.epoch == last)
-    probe = probe_score(trainer, store.folds, fold) if due else None
-    tuned_epochs = store.info.tuned_probe
-    tuned = tuned_score(trainer, store.folds, fold, tuned_epochs) if due and tuned_epochs else None
+    probe = _if_it_fits("linear", lambda: probe_score(trainer, store.folds, fold)) if due else None
+    tuned = None
+    if due and (epochs := store.info.tuned_probe):
+        micro_batch = store.info.micro_batch
+        tuned = _if_it_fits("fine-tuned", lambda: tuned_score(trainer, store.folds, fold, epochs, micro_batch))
     epoch = PretrainEpoch(epoch=trainer.epoch, loss=loss, probe=probe, tuned=tuned, seconds=time.monotonic() - start)
     history = [*(epoch for epoch in store.history(part) if epoch.epoch < trainer.epoch), epoch]
     store.write_checkpoint(part, history, trainer.state_dict())
     store.write_history(part, history)
 
 
-def tuned_score(trainer: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) -> float | None:
+def _if_it_fits(kind: str, score: Callable[[], float | None]) -> float | None:
+    """Return the score of a probe; None, with a warning, where memory ran out: pretraining goes on without it."""
+    try:
+        return score()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        log.warning("the %s probe does not fit in memory, and is left out: %s", kind, first_line(error))
+    free_memory()  # not before the error is gone, whose frames hold what was allocated
+    return None
+
+
+def tuned_score(
+    trainer: Pretrainer, folds: FoldMap, fold: int | None, epochs: int, micro_batch: int | None = None
+) -> float | None:
     """Return the score of fine-tuned copies of the encoder, one per fold, after `epochs` epochs; see `probe_score`.
 
-    They use the learning rates of the search space `finetune`. The encoder itself is not changed.
+    They use the learning rates of the search space `finetune`, and the micro-batches of pretraining. The encoder itself
+    is not changed.
     """
     windows, pretrained = trainer.loader.windows, trainer.config
     config = TrialConfig(
@@ -216,7 +234,8 @@ def tuned_score(trainer: Pretrainer, folds: FoldMap, fold: int | None, epochs: i
         if present <= {k} or k not in present:
             continue
         train, validation = folds.split(windows.subjects, k)
-        tuned = SupervisedTrainer(config, FoldData(config, trainer.loader, train, validation, fold=k), encoder=weights)
+        data = FoldData(config, trainer.loader, train, validation, fold=k)
+        tuned = SupervisedTrainer(config, data, encoder=weights, micro_batch=micro_batch)
         try:
             for _ in range(epochs):
                 outcome = tuned.run_epoch()

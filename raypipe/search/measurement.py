@@ -7,10 +7,11 @@ import resource
 import socket
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from raypipe.core.config import InitConfig, TrialConfig
@@ -19,6 +20,8 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.parameters import changed_parameters
 from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import Conformer
+from raypipe.pretraining.fold_trainer import PretrainTrainer
+from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.training import checkpoint
 from raypipe.training.closed_form import ClosedFormTrainer
 from raypipe.training.device import free_memory, missing_gpu, worker_device
@@ -126,6 +129,8 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
     data = FoldData(config, loader, train, validation, fold=0, groups_N=folds.groups(loader.windows.subjects))
     if config.model.closed_form:
         return _measure_fit(config, data, folds)
+    if config.pretrain.name != "none":
+        return _measure_pretraining(config, data, folds)
     trainer = SupervisedTrainer(config, data)
     step = _step_seconds(trainer)
     some = validation[: PREDICTED_BATCHES * config.batch_size]
@@ -168,6 +173,33 @@ def _measure_fit(config: TrialConfig, data: FoldData, folds: FoldMap) -> Cost:
     )
 
 
+def _measure_pretraining(config: TrialConfig, data: FoldData, folds: FoldMap) -> Cost:
+    """Measure pretraining, whose linear probe is fitted on the features of the training windows after each epoch."""
+    windows, groups_N = data.windows, folds.groups(data.windows.subjects)
+    trainer = PretrainTrainer(config, data.loader, data.train, data.validation, fold=0, groups_N=groups_N)
+    batch = next(trainer.pretrainer.batches())
+    step = _median_seconds(lambda number: trainer.pretrainer.step(batch, number), data.device)
+    some = data.train[: PREDICTED_BATCHES * config.batch_size]
+    window_seconds = call_seconds(partial(trainer.pretrainer.features, some), data.device) / max(1, len(some))
+    features_NF = np.random.default_rng(0).standard_normal((len(data.train), trainer.encoder.width), np.float32)
+    fit = partial(fit_probe, features_NF, windows.targets[data.train], groups_N[data.train], len(windows.classes))
+    full_batches = len(data.train) / trainer.pretrainer.batch_sizes[0]
+    epoch = full_batches * step + window_seconds * (len(data.train) + len(data.validation))
+    epoch += call_seconds(fit, torch.device("cpu"))
+    weights = folds.n_folds * _weights_size(trainer.encoder.state_dict())
+    predictions = folds.repeats * len(windows) * windows.n_outputs * FLOAT32_BYTES
+    trained = (parameter for parameter in trainer.pretrainer.module.parameters() if parameter.requires_grad)
+    return Cost(
+        step=step,
+        epoch=epoch,
+        trial=epoch * config.epochs * folds.n_folds,
+        checkpoint=len(checkpoint.dumps(trainer.state_dict())) + len(data.validation) * FLOAT32_BYTES,
+        result=weights + (2 + config.epochs) * predictions,
+        weights=weights,
+        parameters=sum(parameter.numel() for parameter in trained),
+    )
+
+
 def _weights_size(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
@@ -178,13 +210,17 @@ def _step_seconds(trainer: SupervisedTrainer) -> float:
         times = stem_seconds(trainer.config, trainer.data)
         trainer.model.use_stem(min(times, key=times.__getitem__))
     trainer.start_epoch()
-    device = trainer.data.device
-    if device.type == "cuda":  # the other stem's memory does not count
+    return _median_seconds(lambda number: trainer.step(batch, number), trainer.data.device)
+
+
+def _median_seconds(step: Callable[[int], object], device: torch.device) -> float:
+    """Return the seconds of a step, which is called with its number in an epoch."""
+    if device.type == "cuda":  # the memory of what was tried before does not count
         free_memory()
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(1 if device.type == "cpu" else UNCAPTURED_CALLS + 1):
-        trainer.step(batch, 0)
-    return statistics.median(call_seconds(partial(trainer.step, batch, n), device) for n in range(1, TIMED_STEPS + 1))
+        step(0)
+    return statistics.median(call_seconds(partial(step, n), device) for n in range(1, TIMED_STEPS + 1))
 
 
 def _peak_memory() -> int:

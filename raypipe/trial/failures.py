@@ -11,6 +11,7 @@ import traceback
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from raypipe.core.config import OwnLossConfig
 from raypipe.core.errors import DiskFullError, NonFiniteError, StorageError, UserError, out_of_memory
 from raypipe.storage.files import write_record
 from raypipe.storage.records import OwnedRecord, TrialResult, read_owned, trial_file
@@ -92,6 +93,8 @@ def retry_or_fail(run: RunStore, number: int, failure: Failure, writer: str) -> 
     if before is not None and before.micro_batch is not None:
         return replace(failure, reason=f"{failure.reason} (also in micro-batches of {before.micro_batch})")
     gives_up_store = failure.resident and before is None
+    if not gives_up_store and isinstance(run.config(number).loss, OwnLossConfig):
+        return failure  # a batch is not divided under a loss that may be no mean over windows
     half = None if gives_up_store else (run.config(number).batch_size + 1) // 2
     way = f"in micro-batches of {half}" if half else "with windows copied to the GPU batch by batch"
     streamed = gives_up_store or before is not None

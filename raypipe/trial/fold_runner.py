@@ -188,7 +188,10 @@ class FoldRunner:
         subjects = self.loader.windows.subjects
         groups_N = self.run.folds.groups(subjects)
         if self.config.pretrain.name != "none":
-            return PretrainTrainer(self.config, self.loader, train, validation, fold=fold, groups_N=groups_N)
+            micro_batch = self.micro_batch
+            return PretrainTrainer(
+                self.config, self.loader, train, validation, fold=fold, groups_N=groups_N, micro_batch=micro_batch
+            )
         data = FoldData(self.config, self.loader, train, validation, fold=fold, groups_N=groups_N)
         if self.config.model.closed_form:
             if self._features is None:

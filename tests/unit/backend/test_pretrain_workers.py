@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +21,21 @@ from raypipe.backend.pretrain_workers import (
     PretrainWorkers,
     RestartPolicy,
     error_line,
+    join_by_file,
     permanent_error,
 )
 from raypipe.backend.torch_config import GpuTorchConfig
 from raypipe.core.errors import NonFiniteError, UserError
+
+
+def test_workers_wait_for_the_probes_of_the_first_one_however_long_they_take(monkeypatch, tmp_path):
+    made = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **options: made.update(options))
+    group = SimpleNamespace(id=SimpleNamespace(hex=lambda: "ab"))
+    monkeypatch.setattr("ray.util.get_current_placement_group", lambda: group)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    join_by_file(str(tmp_path), 0, 2)
+    assert made["timeout"] >= timedelta(days=1) and made["world_size"] == 2
 
 
 def died(*causes: Exception) -> WorkerGroupError:

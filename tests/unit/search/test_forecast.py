@@ -8,13 +8,18 @@ import pytest
 from raypipe.backend.remote_call import RemoteSite
 from raypipe.cli import app
 from raypipe.core.errors import UserError
+from raypipe.core.fold_drawing import make_folds
+from raypipe.core.parameters import parse_config
 from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.core.shipped import shipped_space
 from raypipe.data.splits import outer_parts_of
 from raypipe.data.window_store import WindowStore
+from raypipe.pretraining.fold_trainer import PretrainTrainer
 from raypipe.search.forecast import START_SECONDS, Forecast, _configurations, forecast
-from raypipe.search.measurement import Cost, Measurement, cached_loaders
+from raypipe.search.measurement import Cost, Measurement, cached_loaders, measure
 from raypipe.storage.run_store import RunStore
+from raypipe.training import checkpoint
+from raypipe.training.loader import WindowLoader
 from raypipe.trial.local import run_trial
 from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny, write_store
 
@@ -29,6 +34,23 @@ def space(tmp_path):
     path = tmp_path / "space.py"
     path.write_text(SPACE)
     return path
+
+
+@pytest.mark.parametrize("kind", ["mae", "simclr"])
+def test_what_a_trial_trains_is_measured_also_where_it_pretrains(store, kind):
+    vit = {"model/name": "vit", "model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16}
+    config = parse_config(vit | {"pretrain/name": kind, "epochs": 2, "batch_size": 8})
+    windows = WindowStore(store)
+    folds = make_folds(windows.subjects, windows.targets, classes=False, n_folds=3, seed=0)
+    cost = measure(str(store), folds, config, {"cpus": 1.0, "gpus": 0.0}).cost
+    train, validation = folds.split(windows.subjects, 0)
+    groups_N = folds.groups(windows.subjects)
+    trainer = PretrainTrainer(config, WindowLoader(windows), train, validation, fold=0, groups_N=groups_N)
+    trainer.run_epoch()
+    trained = [each for each in trainer.pretrainer.module.parameters() if each.requires_grad]
+    assert cost.parameters == sum(each.numel() for each in trained)
+    assert cost.checkpoint == pytest.approx(len(checkpoint.dumps(trainer.state_dict())), rel=0.1)
+    assert cost.epoch > cost.step > 0.0 and cost.trial == pytest.approx(3 * 2 * cost.epoch)
 
 
 def made(trial=(60.0,), **changes):

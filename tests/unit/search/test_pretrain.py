@@ -37,6 +37,7 @@ from raypipe.storage.records import read_options, write_options
 from raypipe.training.finetuning import choose_trained, initial_id, merge_lora, parameter_groups, start_from
 from raypipe.training.fold_trainer import never
 from raypipe.training.loader import WindowLoader
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.local import run_trial
 from tests.support.plain import parts_without_ray
 from tests.support.process import process_state
@@ -160,6 +161,27 @@ def test_a_probe_that_diverges_is_left_out(store, encoder, tmp_path, monkeypatch
     run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1, tuned_probe=1)
     assert [epoch.tuned for epoch in run.history("all")] == [None] * 3
     assert [epoch.probe for epoch in run.history("all")] == [e.probe for e in PretrainedRun(encoder).history("all")]
+
+
+def test_a_probe_that_does_not_fit_in_memory_is_left_out_and_said(store, encoder, tmp_path, monkeypatch, caplog):
+    def full(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr("raypipe.pretraining.worker.SupervisedTrainer.step", full)
+    run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1, tuned_probe=1)
+    expected = PretrainedRun(encoder).history("all")
+    assert [(epoch.loss, epoch.probe, epoch.tuned) for epoch in run.history("all")] == [
+        (epoch.loss, epoch.probe, None) for epoch in expected
+    ]
+    assert "the fine-tuned probe does not fit in memory, and is left out: CUDA out of memory" in caplog.text
+
+
+def test_a_fine_tuned_probe_has_the_micro_batches_of_pretraining(store, tmp_path, monkeypatch):
+    step, sizes = SupervisedTrainer.step, set()
+    monkeypatch.setattr(SupervisedTrainer, "step", lambda self, *args: sizes.add(self.micro_batch) or step(self, *args))
+    options = {"folds": 3, "probe_every": 3, "tuned_probe": 1, "micro_batch": 2}
+    run = pretrain("mae", store, tmp_path / "run", params=PARAMS, **options)
+    assert sizes == {2} and run.history("all")[-1].tuned is not None
 
 
 def test_a_fold_without_subjects_is_no_obstacle_to_probes(store, encoder):

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from raypipe.core.config import OwnLossConfig
 from raypipe.core.errors import NonFiniteError
+from raypipe.core.parameters import parse_config
+from raypipe.pretraining.trainer import Pretrainer
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 from raypipe.training.loader import WindowLoader
@@ -141,6 +144,34 @@ def _fits(stack):
     if stack.trainers[0].epoch == 2:
         raise MemoryError("it does not fit")
     return True
+
+
+@pytest.mark.parametrize("kind", ["mae", "simclr"])
+def test_a_trial_that_pretrains_is_retried_in_micro_batches_too(tmp_path, monkeypatch, kind):
+    vit = {"model/name": "vit", "model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16}
+    config = parse_config(vit | {"batch_size": 8, "pretrain/name": kind, "epochs": 2, "patience": 2})
+    run = make_run(tmp_path / "run", ToyWindows())
+    run.add_trial(0, config)
+    tried, take = [], Pretrainer.step
+
+    def step(self, batch, number):
+        tried.append(self.passes.micro_batch)
+        if self.passes.micro_batch is None:
+            raise MemoryError("it does not fit")
+        return take(self, batch, number)
+
+    monkeypatch.setattr(Pretrainer, "step", step)
+    assert run_trial(run, ToyWindows(), 0).state == "complete"
+    assert list(dict.fromkeys(tried)) == [None, 4]
+
+
+def test_a_batch_is_not_divided_under_a_loss_of_ones_own(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    run.add_trial(0, tiny().model_copy(update={"loss": OwnLossConfig(name="mine.py:quantile", code="0123")}))
+    assert retry_or_fail(run, 0, replace(OOM, resident=True), "actor") is None, "without the GPU's copy of the store"
+    assert read_retry(run, 0).micro_batch is None
+    assert retry_or_fail(run, 0, OOM, "actor") is OOM
+    assert "micro" not in "".join(read_log(run.folder, 0))
 
 
 def test_a_trial_that_never_fits_fails_as_out_of_memory(run, monkeypatch):
