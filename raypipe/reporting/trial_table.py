@@ -129,6 +129,8 @@ def write_table(table: pd.DataFrame, kind: str, out: str | Path) -> None:
 def encode_table(table: pd.DataFrame, kind: str) -> bytes:
     """Return a table as the bytes of a file; missing values are empty (CSV) or null.
 
+    Values of several types in one column are text in a Parquet file, which has one type for each.
+
     Raises
     ------
     UserError
@@ -141,5 +143,16 @@ def encode_table(table: pd.DataFrame, kind: str) -> bytes:
         records = rows.astype(object).where(rows.notna(), None).to_dict("records")
         return (json.dumps(records, indent=1) + "\n").encode()  # pandas' own JSON cuts numbers after 15 digits
     if kind == "parquet":
-        return bytes(rows.to_parquet(index=False))
+        return bytes(rows.assign(**{str(name): _of_one_type(rows[name]) for name in rows}).to_parquet(index=False))
     raise UserError(f"a table is written as {', '.join(FORMATS)} (given {kind})")
+
+
+def _of_one_type(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column, as text if Parquet has no type for its values, such as numbers and text."""
+    import pyarrow
+
+    try:
+        pyarrow.array(column, from_pandas=True)
+    except pyarrow.ArrowException:
+        return column.map(lambda value: value if isinstance(value, str) else json.dumps(value), na_action="ignore")
+    return column

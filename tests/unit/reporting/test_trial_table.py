@@ -13,6 +13,7 @@ import pytest
 from raypipe import Run
 from raypipe.cli import app
 from raypipe.core.errors import UserError
+from raypipe.core.parameters import parse_config
 from raypipe.reporting.trial_table import encode_table, trials_table, varied_parameters, write_table
 from raypipe.storage.records import Epoch
 from raypipe.trial.evaluator import finish_trial
@@ -96,6 +97,19 @@ def test_a_run_without_trials_has_a_table_without_rows(tmp_path):
     table = Run(run).trials
     assert len(table) == 0 and {"state", "score", "fold_2", "optim/lr"} <= set(table.columns)
     assert json.loads(encode_table(table, "json")) == []
+
+
+@pytest.mark.parametrize("values", [[[4, 2], "auto"], [3, "auto"], [[4, 2], ["auto"]], [[True], [2]], [[4, [1]], [8]]])
+def test_arguments_of_several_types_are_text_in_parquet(tmp_path, values):
+    run = make_run(tmp_path / "run", ToyWindows())
+    for number, value in enumerate(values):
+        run.add_trial(number, parse_config({"model/name": "nets.py:Net", "model/args/width": value}))
+    run.add_trial(2, tiny(optim__lr=0.01))
+    table = trials_table(run)
+    write_table(table, "parquet", tmp_path / "trials.parquet")
+    read = pd.read_parquet(tmp_path / "trials.parquet")
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+    assert list(read["model/args/width"].fillna("")) == [*texts, ""] and read["optim/lr"].equals(table["optim/lr"])
 
 
 def test_bad_targets_are_errors(run, tmp_path, capsys):
