@@ -109,7 +109,8 @@ class Record(FrozenModel):
         DamagedFileError
             The file is not JSON, does not fit the schema, or is not what raypipe has written.
         """
-        cls._check_size(data, where)
+        if excess := cls.excess(data):
+            raise DamagedFileError(f"{where}: {excess}")
         content = without_digest(data)
         try:
             # Three times as fast as validating what json.loads returns.
@@ -127,12 +128,12 @@ class Record(FrozenModel):
         return record
 
     @classmethod
-    def _check_size(cls, data: bytes, where: str) -> None:
+    def excess(cls, data: bytes) -> str:
+        """Return in words why the content of a file is too large to be read; an empty text if it is not."""
         if len(data) > cls.max_bytes:
-            raise DamagedFileError(f"{where}: {len(data) / 2**20:.0f} MB; at most {cls.max_bytes / 2**20:.0f} are read")
+            return f"{len(data) / 2**20:.0f} MB; at most {cls.max_bytes / 2**20:.0f} are read"
         count = sum(map(data.count, (b",", b"[", b"{")))
-        if count > cls.max_values:
-            raise DamagedFileError(f"{where}: about {count:,} values; at most {cls.max_values:,} are read")
+        return f"about {count:,} values; at most {cls.max_values:,} are read" if count > cls.max_values else ""
 
     @classmethod
     def _describe_error(cls, data: bytes, error: ValidationError, where: str) -> UserError:

@@ -23,11 +23,12 @@ from raypipe.ensembles.run_windows import windows_of_run
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.bundle_files import CARD, RECORD, TENSORS, empty_folder, require_bundle_files
 from raypipe.packaging.bundle_info import BundleInfo, Recipe
-from raypipe.packaging.contents import describe, read_networks
+from raypipe.packaging.contents import Networks, describe, read_networks
 from raypipe.packaging.model_card import model_card
 from raypipe.packaging.network_spec import NetworkSpec
-from raypipe.packaging.store_modules import StoreModules, layout_of_stores
-from raypipe.packaging.weights import check_tensors, max_file_bytes, weights_layout
+from raypipe.packaging.readback import layout_of, require_readable
+from raypipe.packaging.store_modules import StoreModules
+from raypipe.packaging.weights import check_tensors, max_file_bytes
 from raypipe.storage.files import write_record
 from raypipe.storage.local_path import local_path
 from raypipe.storage.out_of_fold import unpack_tensors
@@ -43,6 +44,8 @@ BATCH_SIZE = 64
 
 def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows: WindowStore | None = None) -> Path:
     """Write an ensemble as a bundle: ``members.safetensors``, ``README.md`` (a model card), ``bundle.json`` last.
+
+    Programs that are too large for a bundle are replaced by the files of their networks.
 
     Parameters
     ----------
@@ -61,22 +64,33 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     Raises
     ------
     UserError
-        `out` contains something else, or weights are damaged or missing.
+        `out` contains something else, weights are damaged or missing, or the bundle could not be read.
     """
-    from safetensors.torch import save
-
     path = local_path(out, "a bundle is written", "name a folder here, and copy it")
     folder = empty_folder(path)
     windows = windows_of_run(run, windows)
     networks = read_networks(run, ensemble, windows)
-    info = describe(run, ensemble, windows, networks)
-    files = {TENSORS: save(networks.state), CARD: model_card(info).encode()}
+    info, files = _content(run, ensemble, windows, networks)
+    if networks.spec.get("programs") and (excess := info.excess(info.to_json())):
+        networks = networks.as_code(f"with its program, the bundle's record has {excess}")
+        info, files = _content(run, ensemble, windows, networks)
+    require_readable(info, files[TENSORS], run.where)
     folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
     for name, data in files.items():
         folder.write(name, data)
-    checksums = {name: digest(data) for name, data in files.items()}
-    write_record(folder, RECORD, info.model_copy(update={"sha256": checksums}))
+    write_record(folder, RECORD, info)
     return path
+
+
+def _content(
+    run: RunStore, ensemble: Ensemble, windows: WindowStore, networks: Networks
+) -> tuple[BundleInfo, dict[str, bytes]]:
+    """Return the record of a bundle, and its other files."""
+    from safetensors.torch import save
+
+    info = describe(run, ensemble, windows, networks)
+    files = {TENSORS: save(networks.state), CARD: model_card(info).encode()}
+    return info.model_copy(update={"sha256": {name: digest(data) for name, data in files.items()}}), files
 
 
 class LoadedEnsemble:
@@ -288,7 +302,7 @@ def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = F
     info = BundleInfo.parse(read_regular(folder / RECORD, BundleInfo.max_bytes), f"{path}/{RECORD}")
     spec = info.networks()
     _trust(info, spec, str(path), trust_code)
-    layout = layout_of_stores(info) if info.recipes else weights_layout(spec)
+    layout = layout_of(info)
     try:
         data = read_regular(folder / TENSORS, max_file_bytes(layout))
     except FileNotFoundError:

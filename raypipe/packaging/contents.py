@@ -67,6 +67,20 @@ class Networks(NamedTuple):
         for network, why in self.left.items():
             raise UserError(f"{network}: it cannot run where raypipe is not installed ({why}); export a bundle instead")
 
+    def as_code(self, why: str) -> Networks:
+        """Return the networks with the files of users' networks in place of their programs, for this reason."""
+        members, left = list(self.spec["members"]), dict(self.left)
+        constants = []
+        for number, member in enumerate(members):
+            if "program" in member and known_source(member["model"]["code"]) is not None:
+                members[number] = {name: value for name, value in member.items() if name != "program"}
+                left[member["model"]["name"]] = why
+                constants.append(f"members.{number}.constants.")
+        state = {name: tensor for name, tensor in self.state.items() if not name.startswith(tuple(constants))}
+        used = {member.get("program") for member in members}
+        programs = {name: program for name, program in self.spec["programs"].items() if name in used}
+        return Networks(self.spec | {"members": members, "programs": programs}, state, left)
+
 
 def read_networks(run: RunStore, ensemble: Ensemble, windows: WindowStore) -> Networks:
     """Read the networks of an ensemble of a run.

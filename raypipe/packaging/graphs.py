@@ -39,6 +39,7 @@ from raypipe.packaging.graph_difference import (
 from raypipe.packaging.graph_info import KINDS, RECORD, GraphInfo
 from raypipe.packaging.matrix_log import MIN_SHARE, ProductLog, smallest_share
 from raypipe.packaging.programs import EXAMPLE_BATCH, MAX_BATCH
+from raypipe.packaging.readback import require_small
 from raypipe.packaging.scorer import LARGE_BATCH, reference_windows
 from raypipe.packaging.submission import INPUT_SCALE
 from raypipe.storage.files import write_atomic
@@ -124,6 +125,7 @@ def export_graph(
         text = difference_text(difference, info.kind)
         raise UserError(f"{path}: the graph's predictions differ from torch's by {text}; not written")
     record = _record(info, difference, reference_NO, OPSET if format == "onnx" else None)
+    require_small(record, run.where)
     data = _onnx_bytes(graph.model, record) if format == "onnx" else _program_bytes(graph.model, record)
     write_atomic(path, lambda file: file.write(data))
     return path, record

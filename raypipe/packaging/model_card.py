@@ -89,16 +89,22 @@ def _use(info: BundleInfo) -> list[str]:
         windows = f"(N, {len(info.channels)}, {info.n_times}) in microvolts at {info.sfreq:g} Hz"
         calls = [f"ensemble.predict(x)  # x: {windows}"]
         channels = [f"Channels, in order: {', '.join(info.channels)}."]
+    code = {member["model"]["name"] for member in info.code_members()}
+    trusted, trust = (", trust_code=True", " --trust-code") if code else ("", "")
+    note = (
+        ["", f"Reading it runs the code of {', '.join(sorted(code))}, which can do whatever you can."] if code else []
+    )
     return _section(
         "Use",
         "```python",
         "import raypipe",
         "",
-        'ensemble = raypipe.load_ensemble("this/folder")',
+        'ensemble = raypipe.load_ensemble("this/folder"' + f"{trusted})",
         *calls,
         "```",
         "",
-        f"or `raypipe predict this/folder RECORDINGS --out predictions.csv`. Output: {output}.{_people(info)}",
+        f"or `raypipe predict this/folder RECORDINGS --out predictions.csv{trust}`. Output: {output}.{_people(info)}",
+        *note,
         "",
         *"\n\n".join(channels).split("\n"),
     )

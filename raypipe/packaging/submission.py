@@ -30,6 +30,7 @@ from raypipe.packaging.manifest import (
     subject_hash,
 )
 from raypipe.packaging.network_spec import make_spec
+from raypipe.packaging.readback import require_small
 from raypipe.packaging.scorer import SEED, reference_windows
 from raypipe.storage.files import write_atomic
 from raypipe.storage.local_path import local_path
@@ -118,8 +119,8 @@ def export_submission(
     Raises
     ------
     UserError
-        A run has no ensemble or a damaged one, its prediction is not one number, its windows are not the scorer's, or
-        there is no such challenge.
+        A run has no ensemble or a damaged one, its prediction is not one number, its windows are not the scorer's,
+        its programs are too large, or there is no such challenge.
     """
     path = local_path(out_zip, "a submission is written", "name a file here, and copy it")
     if path.is_dir():
@@ -132,7 +133,9 @@ def export_submission(
         entries["1" if challenge == 1 else "2"], files[name] = _entry(ensemble, name, (windows or {}).get(challenge))
         files |= _sources(ensemble)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    files[MANIFEST] = SubmissionManifest(challenges=entries, sha256=hashes).to_json()
+    manifest = SubmissionManifest(challenges=entries, sha256=hashes)
+    require_small(manifest, str(path))
+    files[MANIFEST] = manifest.to_json()
     write_atomic(path, lambda file: _write_zip(file, files))
     return path
 

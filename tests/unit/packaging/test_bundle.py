@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,10 @@ from raypipe.core.errors import UserError
 from raypipe.core.network_config import ConformerConfig
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.from_config import build_model
+from raypipe.packaging import contents
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.bundle_files import CARD, RECORD, TENSORS
+from raypipe.packaging.bundle_info import BundleInfo
 from raypipe.storage.records import digest
 from tests.support.faults import truncate
 from tests.support.records import edit_record
@@ -50,6 +53,32 @@ def test_the_record_describes_run_data_and_members(made):
     assert info.config_hashes == {number: run.config(number).hash() for number in ensemble.trials}
     card = (path / CARD).read_text()
     assert ensemble.verdict in card and "| best single trial |" in card and "no basis for a diagnosis" in card
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+def test_a_bundle_that_could_not_be_read_is_not_written(made, tmp_path, monkeypatch, limit):
+    """One that is replaced stays."""
+    finished, ensemble, path = made
+    bundle = shutil.copytree(path, tmp_path / "bundle")
+    message = r"cannot be exported: its record has about [\d,]+ values; at most 50 are read; combine fewer trials"
+    if limit is None:
+        real = contents.read_members
+        message = r"cannot be exported: members.0.*: has values that are not finite"
+
+        def damaged(*args):
+            spec, state = real(*args)
+            next(tensor for tensor in state.values() if tensor.is_floating_point()).view(-1)[0] = torch.nan
+            return spec, state
+
+        monkeypatch.setattr(contents, "read_members", damaged)
+    else:
+        monkeypatch.setattr(BundleInfo, "max_values", limit)
+    with pytest.raises(UserError, match=message) as caught:
+        export_bundle(finished.run, ensemble, bundle, windows=finished.windows)
+    assert "\n" not in str(caught.value)
+    assert {file.name: file.read_bytes() for file in bundle.iterdir()} == {
+        file.name: file.read_bytes() for file in path.iterdir()
+    }
 
 
 def test_the_module_builds_what_the_trainer_built():

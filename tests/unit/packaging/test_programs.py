@@ -23,10 +23,14 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.own import OwnNetwork
 from raypipe.models.program import ProgramNetwork, check_program
+from raypipe.packaging import contents
 from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.bundle_info import BundleInfo
 from raypipe.packaging.check import check_submission
 from raypipe.packaging.check_graph import check_graph
+from raypipe.packaging.graph_info import GraphInfo
 from raypipe.packaging.graphs import export_graph
+from raypipe.packaging.manifest import SubmissionManifest
 from raypipe.packaging.programs import Unexportable, export_program
 from raypipe.packaging.submission import export_submission
 from raypipe.search.run_setup import open_run
@@ -297,6 +301,44 @@ def test_code_that_reads_numbers_of_tensors_is_built_from_a_bundle(made, tmp_pat
     assert np.isfinite(load_ensemble(bundle, trust_code=True).predict(store.gather(np.arange(3)))).all()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_programs_that_are_too_large_for_a_bundle_are_shipped_as_code(ensemble, tmp_path, monkeypatch):
+    run, store, fitted = ensemble
+    bundle, x_NCT = export_bundle(run, fitted, tmp_path / "bundle", windows=store), store.gather(np.arange(5))
+    expected = load_ensemble(bundle).predict(x_NCT)
+    assert "trust" not in (bundle / "README.md").read_text()
+    record = (bundle / "bundle.json").read_bytes()
+    monkeypatch.setattr(BundleInfo, "max_values", sum(map(record.count, (b",", b"[", b"{"))) - 1)
+    bundle = export_bundle(run, fitted, tmp_path / "code", windows=store)
+    with pytest.raises(UserError, match=r"my_nets.py:Net is there as code"):
+        load_ensemble(bundle)
+    found = load_ensemble(bundle, trust_code=True).predict(x_NCT)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    card = (bundle / "README.md").read_text()
+    assert 'load_ensemble("this/folder", trust_code=True)' in card and "predictions.csv --trust-code`" in card
+    assert "runs the code of my_nets.py:Net, which can" in card
+
+
+def test_programs_of_a_package_that_are_too_large_are_refused(ensemble, tmp_path, monkeypatch):
+    run, store, fitted = ensemble
+    monkeypatch.setattr(BundleInfo, "max_values", 400)
+    monkeypatch.setattr(contents, "known_source", lambda code: None)
+    with pytest.raises(UserError, match=r"run: cannot be exported: its record has about .* at most 400 are read"):
+        export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    assert not (tmp_path / "bundle" / "bundle.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "pt2"])
+def test_a_submission_or_a_graph_whose_record_could_not_be_read_is_refused(ensemble, tmp_path, monkeypatch, kind):
+    _, store, fitted = ensemble
+    monkeypatch.setattr(SubmissionManifest if kind == "zip" else GraphInfo, "max_values", 30)
+    with pytest.raises(UserError, match=r"cannot be exported: its record has about .* combine fewer trials"):
+        if kind == "zip":
+            export_submission({1: fitted}, tmp_path / "out.zip", windows={1: store})
+        else:
+            export_graph(fitted, tmp_path / "out.pt2", "pt2", windows=store)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_code_in_a_bundle_raises_is_one_line(made, tmp_path, monkeypatch):
