@@ -1,14 +1,15 @@
 """Networks of users: classes from their files or from packages, as a `Network`.
 
 Micro-batches divide the whole of such a network, unless a window's outputs depend on the others of its batch, as with
-BatchNorm. Its dropout masks are drawn by torch while it computes, not beforehand (see `Network.draws_itself`). It gets
-copies of the windows, on which it may write.
+BatchNorm, or buffers change in a pass, as running statistics do. Its dropout masks are drawn by torch while it
+computes, not beforehand (see `Network.draws_itself`). It gets copies of the windows, on which it may write.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,22 +90,24 @@ class OwnNetwork(Network):
 
     @torch.no_grad()
     def needs_whole(self, y_BCT: Tensor) -> bool:
-        """Return whether a window's outputs in training depend on the others of its batch, or on its place in it.
+        """Return whether a pass in training changes buffers, or a window's outputs depend on the others of its batch.
 
         Copies without dropout are asked for some windows together and apart. One that draws all the same counts as
-        dependent, since the two cannot be compared.
+        dependent, since the two cannot be compared; as does one whose outputs depend on a window's place.
         """
         if self._whole is None and len(y_BCT) == 1:
             self._whole = True
         if self._whole is None:
             some_BCT = y_BCT[:4]
             parts = some_BCT.tensor_split(2)
-            together_BK, apart_BK = self._trained_on(some_BCT), torch.cat([self._trained_on(part) for part in parts])
+            together_BK, changed = self._trained_on(some_BCT)
+            apart_BK = torch.cat([self._trained_on(part)[0] for part in parts])
             near = (apart_BK - together_BK).abs().max() <= _ROUNDING * (1.0 + together_BK.abs().max())
-            self._whole = not near
+            self._whole = changed or not bool(near)
         return self._whole
 
-    def _trained_on(self, y_BCT: Tensor) -> Tensor:
+    def _trained_on(self, y_BCT: Tensor) -> tuple[Tensor, bool]:
+        """Return the outputs of a copy in training, and whether its buffers changed."""
         other = copy.deepcopy(self).train()
         for module in other.modules():
             if isinstance(module, DROPOUTS):
@@ -112,7 +115,22 @@ class OwnNetwork(Network):
         kind = y_BCT.device.type
         with torch.random.fork_rng([y_BCT.device] if kind == "cuda" else []), torch.autocast(kind, enabled=False):
             torch.manual_seed(0)
-            return other._run(y_BCT)
+            out_BK = other._run(y_BCT)
+        before, after = dict(self.network.named_buffers()), dict(other.network.named_buffers())
+        return out_BK, before.keys() != after.keys() or any(not _equal(before[name], after[name]) for name in before)
+
+    @contextmanager
+    def copied_buffers(self) -> Iterator[None]:
+        """Let the network write on copies of its buffers within the context, and have its own back after it."""
+        kept = [(m, name, own) for m in self.network.modules() for name, own in m.named_buffers(recurse=False)]
+        copies = {id(own): own.detach().clone() for _, _, own in kept}
+        try:
+            for module, name, own in kept:
+                setattr(module, name, copies[id(own)])
+            yield
+        finally:
+            for module, name, own in kept:
+                setattr(module, name, own)
 
     def _run(self, y_BCT: Tensor) -> Tensor:
         out = self.network(y_BCT.clone())  # it may write on its input, which others use after it
@@ -120,6 +138,12 @@ class OwnNetwork(Network):
         if not isinstance(out, Tensor) or out.shape != wanted:
             raise ValueError(f"windows {tuple(y_BCT.shape)} gave {_described(out)}, not a tensor {wanted}")
         return out
+
+
+def _equal(before: Tensor, after: Tensor) -> bool:
+    """Return whether a buffer is as it was; NaN equals NaN."""
+    same = before.shape == after.shape and before.dtype == after.dtype
+    return same and bool(((before == after) | ((before != before) & (after != after))).all())
 
 
 def _described(value: object) -> str:

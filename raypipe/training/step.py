@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from raypipe.core.config import TrialConfig
 from raypipe.models.network import DropoutMasks, Network
+from raypipe.models.own import OwnNetwork
 from raypipe.training import torch_compat
 from raypipe.training.device import autocast_type
 from raypipe.training.loader import Batch
@@ -246,8 +247,8 @@ def optimise(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[St
     """Take one step of one model, or of several whose gradients are computed together.
 
     A plain step computes gradients once. SAM computes them a second time, at perturbed weights. Both passes use the
-    same dropout masks, and only the first one updates BatchNorm's running statistics. Only the gradient of the last
-    pass is clipped. A loss or a gradient that is not finite skips the step: the gradients are dropped, weights and
+    same dropout masks, and only the first one updates running statistics. Only the gradient of the last pass is
+    clipped. A loss or a gradient that is not finite skips the step: the gradients are dropped, weights and
     optimiser stay as they are. The weights are restored even if a pass raises an error. On a GPU (`deferred`) nothing
     waits for a result: the same kernels run whether the numbers are finite or not, so the step can be a CUDA graph.
 
@@ -284,20 +285,26 @@ def optimise(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[St
 
 @contextmanager
 def frozen_statistics(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Let BatchNorm layers normalise as before within the context, without an update of their running statistics.
+    """Let models compute as before within the context, without an update of running statistics.
 
-    This turns tracking off. A momentum of 0 would still count the batch, and would turn the statistics of a batch that
-    is not finite into NaN.
+    This turns tracking of BatchNorm layers off. A momentum of 0 would still count the batch, and would turn the
+    statistics of a batch that is not finite into NaN. Users' networks may keep statistics in any buffer, so theirs are
+    exchanged for copies.
     """
+    models = list(models)
     layers = [layer for model in models for layer in model.modules() if isinstance(layer, torch_compat.BatchNorm)]
     layers = [layer for layer in layers if layer.track_running_stats]
-    try:
-        for layer in layers:
-            layer.track_running_stats = False
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
+    with ExitStack() as copies:
+        for model in models:
+            if isinstance(model, OwnNetwork):
+                copies.enter_context(model.copied_buffers())
+        try:
+            for layer in layers:
+                layer.track_running_stats = False
+            yield
+        finally:
+            for layer in layers:
+                layer.track_running_stats = True
 
 
 # Ways to compute gradients: of a whole batch, in micro-batches, or of stacked models (`StackedModels.gradients`). Each

@@ -43,6 +43,29 @@ PARTED = {
     "order": WITHOUT_NORM.replace(NORMALISED, "self.conv(x + x.roll(1, 0))"),
 }
 """Files with a network whose windows depend on the others of their batch, but for the plain one."""
+KEPT = {
+    "instance-norm": NET.replace("BatchNorm1d(width)", "InstanceNorm1d(width, track_running_stats=True)"),
+    "in place": WITHOUT_NORM.replace(
+        "        y = self.norm",
+        """        if self.training:
+            self.mean.data.lerp_(x.detach().mean((0, 2), keepdim=True), 0.1)
+        y = self.norm""",
+    ),
+    "replaced": WITHOUT_NORM.replace(
+        "        y = self.norm",
+        """        if self.training:
+            self.mean = self.mean.lerp(x.detach().mean((0, 2), keepdim=True), 0.1)
+        y = self.norm""",
+    ),
+    "spectral-norm": WITHOUT_NORM.replace(
+        "self.norm = nn.Identity()",
+        "self.norm = nn.Identity(); self.conv = nn.utils.parametrizations.spectral_norm(self.conv)",
+    ),
+}
+"""Files with a network that keeps statistics of its training in buffers, none by BatchNorm."""
+for kind in ("in place", "replaced"):
+    with_mean = 'self.register_buffer("mean", torch.zeros(1, n_channels, 1))\n        self.head ='
+    KEPT[kind] = KEPT[kind].replace("self.conv(x)", "self.conv(x - self.mean)").replace("self.head =", with_mean)
 PARAMETRIZED = (
     NET.replace(
         "        self.drop =",
@@ -107,7 +130,9 @@ def test_global_generators_are_seeded_and_restored():
         assert draw() != inner
 
 
-@pytest.mark.parametrize("net", [NET, WITHOUT_NORM, UNSEEDED], ids=["batch-norm", "plain", "numpy"])
+@pytest.mark.parametrize(
+    "net", [NET, WITHOUT_NORM, UNSEEDED, *KEPT.values()], ids=["batch-norm", "plain", "numpy", *KEPT]
+)
 @pytest.mark.parametrize("sam", ["none", "sam", "looksam"])
 def test_an_epoch_draws_what_it_would_have_drawn_without_an_interruption(toy, net, sam):
     config = own(net, sam__name=sam)
@@ -144,6 +169,49 @@ def test_both_passes_of_sam_have_the_same_masks_and_one_updates_the_statistics(t
     assert len(kept) == 4 and kept[0].equal(kept[1]) and kept[2].equal(kept[3]) and not kept[0].equal(kept[2])
     assert statistics[0].equal(statistics[1]) and not statistics[1].equal(statistics[2])
     assert one.model.network.norm.num_batches_tracked == 2
+
+
+def buffers(one):
+    return {name: buffer.clone() for name, buffer in one.model.network.named_buffers()}
+
+
+@pytest.mark.parametrize("net", KEPT.values(), ids=KEPT)
+def test_the_first_pass_of_sam_alone_updates_buffers(toy, net, monkeypatch):
+    one = trainer(toy, own(net, sam__name="sam"))
+    before, after_first = buffers(one), []
+    perturb = Sam.perturb
+
+    def perturbed(self):
+        after_first.append(buffers(one))
+        return perturb(self)
+
+    monkeypatch.setattr(Sam, "perturb", perturbed)
+    one.start_epoch()
+    one.step(next(iter(one.batches())), 0)
+    (first,), after = after_first, buffers(one)
+    assert any(not first[name].equal(before[name]) for name in before)
+    assert first.keys() == after.keys() and all(first[name].equal(after[name]) for name in after)
+
+
+@pytest.mark.parametrize("net", KEPT.values(), ids=KEPT)
+def test_micro_batches_update_buffers_once(toy, net):
+    config = own(net, model__args__dropout=0.0, sam__name="sam")
+    whole, parts = trainer(toy, config), trainer(toy, config, micro_batch=3)
+    for _ in range(2):
+        expected, found = whole.run_epoch(), parts.run_epoch()
+    np.testing.assert_allclose(found.predictions, expected.predictions, atol=1e-5)
+    torch.testing.assert_close(buffers(parts), buffers(whole))
+
+
+def test_buffers_that_are_only_read_do_not_keep_batches_whole(toy):
+    """A mask that is expanded cannot be written on, and NaN in a buffer is equal to itself."""
+    made = 'self.register_buffer("gain", torch.ones(1, 1, 1).expand(1, n_channels, 1))\n        self.head ='
+    made = 'self.register_buffer("unused", torch.tensor(float("nan")))\n        ' + made
+    net = WITHOUT_NORM.replace("self.conv(x)", "self.conv(x * self.gain)").replace("self.head =", made)
+    parts = trainer(toy, own(net, model__args__dropout=0.0, sam__name="sam"), micro_batch=3)
+    gain = parts.model.network.gain
+    parts.run_epoch()
+    assert not parts.model.needs_whole(torch.zeros(1)) and parts.model.network.gain is gain
 
 
 @pytest.mark.parametrize("net", PARTED.values(), ids=PARTED)
