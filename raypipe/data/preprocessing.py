@@ -53,6 +53,16 @@ class Preprocessing(FrozenModel):
     covariance."""
 
     @property
+    def unit(self) -> Literal["uV", "1"]:
+        """Return the unit of the samples of windows; aligned ones have none."""
+        return "1" if self.align else "uV"
+
+    @property
+    def samples(self) -> str:
+        """Return in words what the samples of windows are, for those who give windows."""
+        return f"aligned by {self.align} (no unit)" if self.align else "in microvolts"
+
+    @property
     def needs_common_channels(self) -> bool:
         """Return whether every channel depends on all that recordings have in common."""
         return self.bads == "interpolate" or self.reference == "average"

@@ -77,7 +77,7 @@ def write_store(
         kind=labels.kind,
         metric=metric_for(labels.kind, asked.metric, plan.target),
         classes=labels.classes,
-        unit="1" if plan.preprocessing.align else "uV",
+        unit=plan.preprocessing.unit,
         shards=tuple(record.shard for record in records),
         table_sha256=table_sha256,
         data_hash=_data_hash(records, table_sha256, plan, labels.classes),

@@ -119,7 +119,7 @@ class EnsembleModule(nn.Module):
         return torch.stack(values), torch.stack(variances) if any(self.predicts_variance) else None
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        """Map windows in microvolts (B, C, T) to the ensemble's predictions (B, n_outputs)."""
+        """Map windows in microvolts, or aligned ones, (B, C, T) to the ensemble's predictions (B, n_outputs)."""
         combined_BO = self.combine_members(x_BCT)
         return combined_BO if self.calibration is None else calibrate(combined_BO, self.calibration)
 

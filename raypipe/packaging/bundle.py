@@ -101,7 +101,7 @@ class LoadedEnsemble:
     info
         Record of the bundle.
     module
-        Maps windows in microvolts (B, C, T) to (B, outputs); in evaluation mode, on the device that it is run on. Or
+        Maps prepared windows (B, C, T) to (B, outputs); in evaluation mode, on the device that it is run on. Or
         the networks of several stores (`BundleInfo.recipes`).
     """
 
@@ -139,7 +139,7 @@ class LoadedEnsemble:
             given = ", ".join(f"{name!r}: ..." for name in self.info.recipes)
             raise UserError(
                 f"the bundle's networks take windows of stores {' and '.join(self.info.recipes)}, which are prepared "
-                "differently: it predicts recordings, or windows in microvolts by store with "
+                "differently: it predicts recordings, or prepared windows by store with "
                 f"load_ensemble(bundle).predict({{{given}}}); {what} takes windows of one"
             )
 
@@ -193,8 +193,11 @@ class LoadedEnsemble:
         Parameters
         ----------
         x_NCT
-            Windows in microvolts (N, channels, samples), channels in the order of `channels`. Where networks take
-            windows of several stores, the same windows of each, by its name.
+            Windows (N, channels, samples) prepared as ``info.prepare`` says, channels in the order of `channels`: in
+            microvolts; or, of a bundle whose ``info.prepare.preprocessing.align`` is not None, aligned and without a
+            unit, as the store of ``prepare --align`` holds them. Windows that are not aligned cannot be told from
+            those: their predictions are wrong. Where networks take windows of several stores, the same windows of
+            each, by its name, as ``info.recipes`` says.
         batch_size
             Windows that are computed at a time.
         progress
@@ -228,11 +231,16 @@ class LoadedEnsemble:
             if not np.isfinite(out_NO[part]).all():
                 raise UserError(
                     f"a prediction of windows {start} to {min(start + batch_size, n) - 1} is not a finite number; the "
-                    "weights are damaged, or the windows are not in microvolts"
+                    f"weights are damaged, or the windows are not {self._samples}"
                 )
             if progress:
                 progress(min(start + batch_size, n), n, "windows")
         return out_NO
+
+    @property
+    def _samples(self) -> str:
+        recipes = self.info.recipes.values() or [self.info]
+        return " or ".join(dict.fromkeys(recipe.prepare.preprocessing.samples for recipe in recipes))
 
     def _checked(self, x_NCT: NDArray[Any] | Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return windows by store, under an empty name where there is one, after a check of their shapes and values."""
@@ -286,7 +294,7 @@ def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = F
     Returns
     -------
     LoadedEnsemble
-        ``predict(x_NCT)`` predicts windows in microvolts.
+        ``predict(x_NCT)`` predicts windows in microvolts, or aligned ones.
 
     Raises
     ------

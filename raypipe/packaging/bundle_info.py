@@ -73,7 +73,7 @@ class BundleInfo(Record):
     prepare: Plan
     """Plan by which recordings were cut into windows."""
     scale: float = Field(ge=0.0)
-    """Usual spread of a window's samples (uV); 0 where it is unknown."""
+    """Usual spread of a window's samples before alignment (uV); 0 where it is unknown."""
     method: str
     rule: dict[str, Any] | None
     """Combines the members (`raypipe.models.combine`); None for their weighted mean."""

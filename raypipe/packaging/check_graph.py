@@ -102,7 +102,8 @@ def graph_text(path: Path, info: GraphInfo) -> str:
     kind = f"ONNX, opset {info.opset}" if info.opset else "a program of torch.export"
     return (
         f"{kind}, {path.stat().st_size / 1e6:.1f} MB, {info.n_networks} networks; takes windows (batch, "
-        f"{len(info.channels)} channels, {info.n_times} samples) at {info.sfreq:g} Hz in uV, prepared as by raypipe"
+        f"{len(info.channels)} channels, {info.n_times} samples) at {info.sfreq:g} Hz, "
+        f"{info.prepare.preprocessing.samples}, prepared as by raypipe"
     )
 
 

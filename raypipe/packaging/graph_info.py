@@ -34,7 +34,7 @@ class GraphInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-graph/4"] = "raypipe-graph/4"
+    format: Literal["raypipe-graph/5"] = "raypipe-graph/5"
     run: str
     target: str
     kind: Kind
@@ -47,14 +47,14 @@ class GraphInfo(Record):
     """In the order of the windows' second axis."""
     sfreq: float = Field(gt=0.0)
     """Hz."""
-    unit: Literal["uV"] = "uV"
-    """Of the windows."""
+    unit: Literal["uV", "1"]
+    """Of the windows; aligned ones (``prepare.preprocessing.align``) have none, "1"."""
     n_times: int = Field(ge=1)
     n_outputs: int = Field(ge=1)
     outputs: list[str] = Field(default_factory=list)
     """Names of the values, where the target has several."""
     scale: float = Field(ge=0.0)
-    """Usual spread of a window's samples (uV); 0 where it is unknown."""
+    """Usual spread of a window's samples before alignment (uV); 0 where it is unknown."""
     prepare: Plan
     """How recordings become windows, which the graph does not do."""
     method: str
@@ -79,6 +79,8 @@ class GraphInfo(Record):
         several = self.n_outputs if self.kind == "regression" and self.n_outputs > 1 else 0
         if len(self.outputs) != several:
             raise ValueError(f"outputs: {len(self.outputs)} names for {self.kind} with {self.n_outputs} outputs")
+        if self.unit != self.prepare.preprocessing.unit:
+            raise ValueError(f"unit: {self.unit}, but by prepare, windows are {self.prepare.preprocessing.samples}")
         if len(self.decision_weights or []) != len(self.classes):
             raise ValueError(f"decision_weights: there must be one for each of {len(self.classes)} classes")
         if self.people is not None:

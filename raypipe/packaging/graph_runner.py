@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Run = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
-"""Maps windows (B, C, T) in microvolts to the predictions (B, outputs), and what else there is."""
+"""Maps prepared windows (B, C, T) to the predictions (B, outputs), and what else there is."""
 
 WARM_UP = 5
 """Runs before those that are timed."""

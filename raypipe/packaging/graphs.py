@@ -1,7 +1,7 @@
 """Export an ensemble as one graph: ONNX, or a program of `torch.export`, which run without raypipe.
 
 The graph has all networks with their weights and normalisation, the rule, the calibration and the weights of
-classes. Windows go in as the networks see them: prepared, in microvolts, in batches of any size.
+classes. Windows go in as the networks see them: prepared (in microvolts, or aligned), in batches of any size.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class DecidingModule(nn.Module):
             self.register_buffer("weights_K", torch.tensor(decision_weights, dtype=torch.float32))
 
     def forward(self, windows: Tensor) -> tuple[Tensor, ...]:
-        """Map windows in microvolts (B, C, T) to the `OUTPUTS`."""
+        """Map prepared windows (B, C, T) to the `OUTPUTS`."""
         y_BO = self.ensemble(windows)
         if not self.ensemble.classes:
             return (y_BO,)
@@ -272,6 +272,7 @@ def _record(info: BundleInfo, difference: float, reference_NO: NDArray[np.float3
     shared = (GraphInfo.model_fields.keys() & BundleInfo.model_fields.keys()) - {"format"}
     return GraphInfo(
         **{name: getattr(info, name) for name in shared},
+        unit=info.prepare.preprocessing.unit,
         n_networks=len(info.members),
         scales=output_scales(info.members, info.n_outputs),
         opset=opset,

@@ -83,10 +83,12 @@ def _use(info: BundleInfo) -> list[str]:
         output = f"probabilities of {', '.join(f'`{name}`' for name in info.classes)}"
     if info.recipes:
         given = "{" + ", ".join(f'"{name}": x_{number}' for number, name in enumerate(info.recipes)) + "}"
-        calls = [f"ensemble.predict({given})  # the same windows by each recipe, in microvolts"]
+        calls = [f"ensemble.predict({given})  # the same windows by each recipe"]
         channels = [f"Recipe `{name}`: {_windows(recipe)}" for name, recipe in info.recipes.items()]
     else:
-        windows = f"(N, {len(info.channels)}, {info.n_times}) in microvolts at {info.sfreq:g} Hz"
+        windows = (
+            f"(N, {len(info.channels)}, {info.n_times}) at {info.sfreq:g} Hz, {info.prepare.preprocessing.samples}"
+        )
         calls = [f"ensemble.predict(x)  # x: {windows}"]
         channels = [f"Channels, in order: {', '.join(info.channels)}."]
     code = {member["model"]["name"] for member in info.code_members()}
@@ -106,8 +108,20 @@ def _use(info: BundleInfo) -> list[str]:
         f"or `raypipe predict this/folder RECORDINGS --out predictions.csv{trust}`. Output: {output}.{_people(info)}",
         *note,
         "",
-        *"\n\n".join(channels).split("\n"),
+        *"\n\n".join([*channels, *_alignment(info)]).split("\n"),
     )
+
+
+def _alignment(info: BundleInfo) -> list[str]:
+    """Return paragraphs on how windows are aligned; none where none are."""
+    recipes: list[BundleInfo | Recipe] = [*info.recipes.values()] or [info]
+    return [
+        f"Windows aligned by {unit}: all windows of a {unit} in microvolts, multiplied by the inverse root of their "
+        f"mean covariance (He & Wu 2020), as the store of `raypipe prepare --align {unit}` holds them. Windows that "
+        "are not aligned are predicted too, but wrongly. `raypipe predict` aligns recordings by itself."
+        for unit in dict.fromkeys(recipe.prepare.preprocessing.align for recipe in recipes)
+        if unit is not None
+    ]
 
 
 def _people(info: BundleInfo) -> str:
@@ -130,7 +144,7 @@ def _people(info: BundleInfo) -> str:
 def _windows(recipe: Recipe) -> str:
     """Return the windows of a recipe in words."""
     size = f"{len(recipe.channels)} channels x {recipe.n_times} samples at {recipe.sfreq:g} Hz"
-    return f"{size}; channels, in order: {', '.join(recipe.channels)}."
+    return f"{size}, {recipe.prepare.preprocessing.samples}; channels, in order: {', '.join(recipe.channels)}."
 
 
 def _members(info: BundleInfo) -> list[str]:

@@ -102,8 +102,8 @@ def predict_windows(
     if by_store:
         names = ", ".join(map(str, given)) or "no store"
         raise UserError(f"windows of {names}: this bundle has one store; give an array")
-    if ensemble.info.prepare.preprocessing.align:
-        raise UserError("this bundle aligns the windows of each recording, so it predicts recordings only")
+    if align := ensemble.info.prepare.preprocessing.align:
+        raise UserError(f"this bundle aligns the windows of each {align}, so it predicts recordings only")
     left_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
     blocks, total = _blocks(ensemble, given, facts, left_out)
     parts: list[pd.DataFrame] = []

@@ -62,7 +62,7 @@ class StoreModules:
 
     @torch.no_grad()
     def predict(self, name: str, x_BCT: NDArray[Any]) -> StorePredictions:
-        """Return the predictions of a store's networks for its windows in microvolts.
+        """Return the predictions of a store's networks for its windows, prepared as its recipe says.
 
         Raises
         ------

@@ -185,11 +185,12 @@ def test_epochs_begin_as_long_after_their_events_as_in_training(bundle, target, 
             raypipe.predict(ensemble, [epochs_of("01", tmin=-0.2), epochs_of("02", tmin=tmin)])
 
 
-def test_a_bundle_that_aligns_recordings_takes_no_windows(bundle):
+@pytest.mark.parametrize("unit", ["recording", "subject"])
+def test_a_bundle_that_aligns_takes_no_windows(bundle, unit):
     ensemble = raypipe.load_ensemble(bundle)
-    aligned = {"preprocessing": Preprocessing(align="recording")}
+    aligned = {"preprocessing": Preprocessing(align=unit)}
     ensemble.info = ensemble.info.model_copy(update={"prepare": ensemble.info.prepare.model_copy(update=aligned)})
-    with pytest.raises(UserError, match="aligns the windows of each recording"):
+    with pytest.raises(UserError, match=f"aligns the windows of each {unit}, so"):
         raypipe.predict(ensemble, X)
 
 

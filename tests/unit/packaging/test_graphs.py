@@ -300,6 +300,7 @@ def test_other_numbers_than_at_export_fail_the_check(exported, tmp_path):
         ({"reference": []}, "reference"),
         ({"people": People(n=9, half_widths=(0.5, 0.5))}, "people"),
         ({"scales": [1.0]}, "scales"),
+        ({"unit": "1"}, "unit: 1, but by prepare, windows are in microvolts"),
         ({"scales": [1.0, 0.0]}, "scales"),
     ],
 )

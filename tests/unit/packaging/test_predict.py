@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import mne
@@ -14,10 +16,13 @@ from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.data import alignment_units, kept_windows
+from raypipe.data.alignment import MeanCovariance, align, inverse_root
 from raypipe.data.kept_windows import alignment_of, windows_of
 from raypipe.data.prepare import prepare
 from raypipe.data.targets import parse_target
 from raypipe.packaging.bundle import LoadedEnsemble, export_bundle, load_ensemble
+from raypipe.packaging.check_graph import check_graph, graph_text
+from raypipe.packaging.graphs import export_graph
 from raypipe.packaging.predict import predict
 from raypipe.packaging.roles import role_of
 from raypipe.recordings.layout import find_recordings
@@ -107,6 +112,30 @@ def test_a_bundle_repeats_the_preprocessing(preprocessed, tmp_path):
     assert len(both) == len(known)
     np.testing.assert_allclose(both["prediction"], both["expected"], rtol=1e-5, atol=1e-6)
     assert any("windows of more than 60 uV peak to peak" in why for why in table.attrs["left_out"].values())
+
+
+def test_what_is_shipped_says_that_windows_are_aligned(preprocessed, tmp_path):
+    ensemble = preprocessed.ensemble(top=1)
+    bundle = export_bundle(preprocessed.run, ensemble, tmp_path / "bundle", windows=preprocessed.windows)
+    card = (bundle / "README.md").read_text()
+    assert " Hz, aligned by recording (no unit)" in card and "`raypipe prepare --align recording`" in card
+    assert "at 100 Hz, in microvolts" not in card
+    path, info = export_graph(ensemble, tmp_path / "model.pt2", "pt2", windows=preprocessed.windows)
+    assert info.unit == preprocessed.windows.manifest.unit == "1"
+    assert "aligned by recording (no unit)" in graph_text(path, info)
+    assert check_graph(path, bundle=bundle).ok
+
+
+def test_windows_are_aligned_as_the_document_on_graphs_says():
+    text = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text()
+    (code,) = (block for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if "covariance" in block)
+    x_NCT = np.random.default_rng(0).normal(0, 10, (20, 4, 50))
+    x_NCT -= x_NCT.mean(axis=1, keepdims=True)  # an average reference, so the rank is not full
+    found = {"np": np, "windows": x_NCT}
+    exec(code, found)
+    mean = MeanCovariance(4)
+    mean.add(x_NCT)
+    np.testing.assert_allclose(found["windows"], align(inverse_root(mean.value()), x_NCT), atol=1e-5)
 
 
 def test_subjects_are_aligned_as_their_windows_were_and_need_all_classes(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_windows_of_one_store_are_refused_in_one_line(bundle):
         loaded.predict(x)
     with pytest.raises(UserError, match="an array, or a set of epochs, takes windows of one"):
         predict(loaded, x)
-    by_store = r"windows in microvolts by store with load_ensemble\(bundle\).predict\(\{'broad': ..., 'low': ...\}\)"
+    by_store = r"prepared windows by store with load_ensemble\(bundle\).predict\(\{'broad': ..., 'low': ...\}\)"
     for given in (x, {"low": x, "broad": x}):
         with pytest.raises(UserError, match=f"it predicts recordings, or {by_store};"):
             predict(loaded, given)
@@ -161,7 +161,7 @@ def test_stores_of_one_table_in_two_spellings_make_a_bundle(tmp_path):
 def test_the_card_has_all_recipes(bundle):
     _, path = bundle
     card = (path / "README.md").read_text()
-    assert "Recipe `low`: 4 channels x" in card and card.count("```json") == 2
+    assert "Recipe `low`: 4 channels x" in card and "Hz, in microvolts; channels" in card and card.count("```json") == 2
 
 
 @pytest.mark.parametrize(
