@@ -41,6 +41,7 @@ __all__ = [
     "WorkerGroupTrainer",
     "health_check_cause",
     "placement_group_of",
+    "raised_error",
     "worker_errors",
     "worker_tracebacks",
 ]
@@ -151,7 +152,13 @@ def worker_errors(error: BaseException) -> list[BaseException]:
     if isinstance(error, ControllerError):
         return [getattr(error.controller_failure, "cause", None) or error.controller_failure]
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    return [getattr(failure, "_base_exc", failure) for failure in failures]
+    return [raised_error(failure) for failure in failures]
+
+
+def raised_error(error: BaseException) -> BaseException:
+    """Return what a worker raised, without the wrapper that holds the traceback; any other error as it is."""
+    raised: BaseException = getattr(error, "_base_exc", error)
+    return raised
 
 
 def worker_tracebacks(error: BaseException) -> list[str]:

@@ -36,7 +36,7 @@ ADVICE = {
     "bad-configuration": "correct the search space and name a new run folder",
     "non-finite": "try lower values of optim/lr, or check the windows for values that are not finite",
     "out-of-memory": "reduce batch_size or the model in the search space, or run fewer trials at a time",
-    "lost-worker": "check whether the machines stay up and have enough memory",
+    "lost-worker": "check whether machines and GPUs stay up and have enough memory; raypipe logs says how workers died",
     "error": "check the traceback: the configurations may not be the cause",
 }
 """What to do when every trial fails, by kind of failure."""

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raypipe.backend.messages import SweepContext, TrialJob
-from raypipe.core.errors import InterruptedEpochError, UserError
+from raypipe.core.errors import BrokenGpuError, InterruptedEpochError, UserError
 from raypipe.training.result import FoldEpoch, Reply
-from raypipe.trial.failures import OUT_OF_MEMORY, UNUSABLE_WORKERS, classify_failure
+from raypipe.trial.failures import OUT_OF_MEMORY, UNUSABLE_WORKERS, Failure, classify_failure
 
 if TYPE_CHECKING:
+    import torch
     from ray.actor import ActorHandle
 
     from raypipe.storage.run_store import RunStore
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 OVER_CHECK_SECONDS = 0.2
 """Seconds between two checks, during an epoch, whether the trial is over."""
+KERNEL_ASSERTION = "device-side assert"
+"""In the message of CUDA's error for it, such as of an index that is out of range."""
 
 
 def serve(settings: dict[str, Any]) -> None:
@@ -129,9 +132,7 @@ def _train_job(
     make_runner: Callable[[TrialJob], FoldRunner],
     loaders: StoreLoaders,
 ) -> None:
-    """Train a worker's folds of one trial; report every epoch, or the failure."""
-    from raypipe.training.device import free_memory
-
+    """Train a worker's folds of one trial; report every epoch, or the failure. It raises what `_end_job` raises."""
     checked = time.monotonic()
 
     def interrupted() -> bool:
@@ -145,16 +146,35 @@ def _train_job(
         reply: Reply = ray.get(broker.report_epoch.remote(group, job.seq, epoch, dict(outcomes)))
         return reply
 
+    failure = None
     try:
         make_runner(job).train(job.done, report, interrupted)
     except InterruptedEpochError:
-        return
+        pass
     except ray.exceptions.RayError:
         raise  # the broker has failed, not the trial
     except Exception as error:
         failure = classify_failure(error, resident=loaders.resident)
-    else:
-        return
-    if failure.kind == OUT_OF_MEMORY:
+    _end_job(broker, group, job, failure, loaders.device)
+
+
+def _end_job(broker: ActorHandle, group: str, job: TrialJob, failure: Failure | None, device: torch.device) -> None:
+    """Report a trial's failure if there is one.
+
+    Raises
+    ------
+    BrokenGpuError
+        The process has lost its GPU and must end, for every later trial would fail in it. A trial whose kernel has
+        asserted would do so again, and has failed. Any other error may be the GPU's: it counts as a worker's death.
+    """
+    from raypipe.training.device import broken_context, free_memory
+
+    broken = broken_context(device)
+    if broken is not None and failure is not None:
+        failure = Failure("error", broken, failure.trace) if KERNEL_ASSERTION in broken else None
+    elif failure is not None and failure.kind == OUT_OF_MEMORY:
         free_memory()  # before the next trial is assigned
-    ray.get(broker.report_failure.remote(group, job.seq, failure))
+    if failure is not None:
+        ray.get(broker.report_failure.remote(group, job.seq, failure))
+    if broken is not None:
+        raise BrokenGpuError(f"trial {job.number}: {broken}")

@@ -38,6 +38,7 @@ from raypipe.backend.train_compat import (
     WorkerGroupTrainer,
     health_check_cause,
     placement_group_of,
+    raised_error,
 )
 from raypipe.backend.worker import serve
 from raypipe.core.errors import first_line, out_of_memory
@@ -181,7 +182,7 @@ class DeathCallback(UserCallback):  # type: ignore[misc]
         if job is not None:
             trial_log = TrialLog(open_folder(job.run), job.number, self.group)
             for rank, cause in causes.items():
-                trial_log.write(f"worker {rank} died ({first_line(cause)}); the group restarts")
+                trial_log.write(f"worker {rank} died ({first_line(raised_error(cause))}); the group restarts")
 
 
 class WorkerGroups:

@@ -69,6 +69,10 @@ class LostSweepError(Exception):
         self.progress = progress
 
 
+class BrokenGpuError(Exception):
+    """A process can use its GPU no longer; another process may."""
+
+
 class InterruptedEpochError(Exception):
     """The worker was stopped in the middle of an epoch. The trial's last checkpoint is valid."""
 

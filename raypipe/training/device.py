@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import UserError, first_line
 from raypipe.training.determinism import use_deterministic_algorithms
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -111,6 +111,21 @@ def autocast_type(precision: str, device: torch.device, norm: str = "channel") -
         supported = norm != "none" and device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if supported else torch.float32
     return cast(torch.dtype, getattr(torch, precision))
+
+
+def broken_context(device: torch.device) -> str | None:
+    """Return the error by which this process has lost its GPU, in one line; None if it can use it, or has none.
+
+    After a failed assertion of a kernel, an access beyond its memory or a fault of the GPU, every later call of CUDA in
+    the process raises the error again, whatever it computes.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return first_line(error)
+    return None
 
 
 def free_memory() -> None:

@@ -24,7 +24,7 @@ class StoreLoaders:
     """
 
     def __init__(self, windows: WindowStore, device: str | torch.device = "cpu", *, share: float = 1.0) -> None:
-        self.windows, self.device, self.share = windows, device, share
+        self.windows, self.device, self.share = windows, torch.device(device), share
         self._loaders: dict[str, WindowLoader] = {}
         if not windows.names:
             self.of("")

@@ -49,6 +49,35 @@ def broken(self, batch, n):
 module.SupervisedTrainer.step = broken
 """
 
+# CUDA takes the GPU from the process of a worker: in epoch 2 by a fault, and in epoch 3 by an assertion.
+LOST = """
+import pathlib
+from raypipe.training import device
+step, lost = module.SupervisedTrainer.step, []
+device.broken_context = lambda card: lost[0] if lost else None
+ERRORS = {1: "CUDA error: unspecified launch failure", 2: "CUDA error: device-side assert triggered"}
+def losing(self, batch, n):
+    once = pathlib.Path(FOLDER, str(self.epoch))
+    if self.epoch in ERRORS and not once.exists():
+        once.touch()
+        lost.append(ERRORS[self.epoch])
+    if lost:
+        raise RuntimeError(lost[0])
+    return step(self, batch, n)
+module.SupervisedTrainer.step = losing
+"""
+
+
+def test_a_worker_that_loses_its_gpu_ends_and_the_sweep_goes_on_in_another(toy, tmp_path, shared, light):
+    shared.hooks.set({"raypipe.training.trainer": f"FOLDER = {str(tmp_path)!r}{LOST}"})
+    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", **light | {"trials": 2}).store
+    failed, complete = run.result(0), run.result(1)
+    assert (failed.failure, failed.reason) == ("error", "CUDA error: device-side assert triggered")
+    assert complete.state == "complete"
+    log = "\n".join(read_log(run.folder, 0))
+    assert "worker 0 died (trial 0: CUDA error: unspecified launch failure); the group restarts" in log
+    assert "in losing" in log
+
 
 def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(toy, tmp_path, shared, options, undisturbed):
     where = tmp_path / "run"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray.exceptions
 from ray.train import ScalingConfig
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
 from raypipe.backend.broker import Broker
@@ -26,6 +26,7 @@ from raypipe.backend.worker_groups import (
     _RegisteredPolicy,
     workers_that_fit,
 )
+from raypipe.core.errors import BrokenGpuError
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.failures import Failure
 from tests.support.toys import ToyWindows, make_run
@@ -66,6 +67,15 @@ def test_a_lost_machine_is_in_the_log_and_no_trial_is_to_blame(run):
     assert broker.reported == [("group-0", None)]
     assert len(lines) == 1
     assert lines[0] == "group-0: worker 1 died (the node died); the group restarts"
+
+
+def test_an_error_that_a_worker_ends_with_is_in_the_log(run):
+    """Ray wraps it with its traceback, of which the first line says nothing."""
+    trace = 'Traceback (most recent call last):\n  File "worker.py", line 1\nBrokenGpuError: trial 3: CUDA error'
+    raised = UserExceptionWithTraceback(BrokenGpuError("trial 3: CUDA error: unspecified launch failure"), trace)
+    DeathCallback(SimpleNamespace(broker=FakeBroker(job_of(run))), "group-0").after_exception(None, {0: raised})
+    (line,) = read_log(run.folder, 3)
+    assert line.endswith(" worker 0 died (trial 3: CUDA error: unspecified launch failure); the group restarts")
 
 
 def test_a_worker_killed_to_save_memory_fails_its_trial(run):

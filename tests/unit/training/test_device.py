@@ -14,6 +14,7 @@ from raypipe.core.errors import UserError
 from raypipe.training.device import (
     autocast_type,
     available_bytes,
+    broken_context,
     missing_gpu,
     parse_device,
     require_gpu,
@@ -92,7 +93,20 @@ def test_a_process_has_its_share_of_all_memory_and_no_more_than_is_free(gpu):
     assert available_bytes(device) == 61 * 10**9
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot give memory back")
+def test_a_gpu_that_cuda_has_taken_from_the_process_is_noticed(monkeypatch):
+    """After such an error every call raises it again."""
+
+    def broken(device):
+        raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronous")
+
+    card = torch.device("cuda", 2)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert broken_context(card) is None
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    assert broken_context(card) == "CUDA error: device-side assert triggered"
+    assert broken_context(torch.device("cpu")) is None, "CUDA is not touched"
+
+
 def test_windows_that_no_network_normalises_keep_their_digits(monkeypatch):
     """A signal of microvolts beside an offset of 20 mV has nothing left in bfloat16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
@@ -104,6 +118,7 @@ def test_windows_that_no_network_normalises_keep_their_digits(monkeypatch):
     assert x.to(torch.bfloat16).std() == 0.0 < x.std()
 
 
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot give memory back")
 def test_free_memory_of_the_heap_is_given_back():
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
