@@ -263,8 +263,9 @@ class TrialConfig(FrozenModel):
     training side (15 %, at least 4), and chooses its epoch and stops by them, by people where the run scores people. No
     choice uses the scored windows. Folds with fewer than 16 training subjects, or groups of them, are refused."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the network's passes (autocast); `auto` is bfloat16 on a GPU that supports it, else float32, and
-    float32 with `model/norm: none`. The Fourier stem, the loss and the optimiser use float32."""
+    """Precision of the network's passes (autocast); `auto` is bfloat16 on a GPU that computes it (NVIDIA's from
+    compute capability 8.0 on; older ones emulate it), else float32, and float32 with `model/norm: none`. The
+    Fourier stem, the loss and the optimiser use float32."""
     sampling: Literal["window", "subject"] = "window"
     """Windows of an epoch: `window`, each of them once; `subject`, as many draws of first a subject and then one of its
     windows, so that all subjects have equal weight. Class weights and the scale of targets follow it."""

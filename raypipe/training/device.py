@@ -102,15 +102,21 @@ def default_training_device() -> torch.device:
 
 
 def autocast_type(precision: str, device: torch.device, norm: str = "channel") -> torch.dtype:
-    """Return the type of the forward passes; `auto` is bfloat16 on a GPU that supports it, else float32.
+    """Return the type of the forward passes; `auto` is bfloat16 on a GPU that computes it, else float32.
 
     It is float32 for a network that takes windows as they are (`norm` none): of microvolts beside an offset of
     millivolts, bfloat16 keeps none.
     """
     if precision == "auto":
-        supported = norm != "none" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if supported else torch.float32
+        return torch.bfloat16 if norm != "none" and _computes_bfloat16(device) else torch.float32
     return cast(torch.dtype, getattr(torch, precision))
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Return whether a GPU has bfloat16; `torch.cuda.is_bf16_supported` counts those that emulate it, slowly."""
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def broken_context(device: torch.device) -> str | None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,9 +108,32 @@ def test_a_gpu_that_cuda_has_taken_from_the_process_is_noticed(monkeypatch):
     assert broken_context(torch.device("cpu")) is None, "CUDA is not touched"
 
 
+@pytest.mark.parametrize(
+    ("capability", "hip", "expected"),
+    [
+        ((7, 0), None, torch.float32),  # V100
+        ((7, 5), None, torch.float32),  # T4, RTX 20
+        ((8, 0), None, torch.bfloat16),
+        ((12, 0), None, torch.bfloat16),
+        ((9, 0), "6.4", torch.bfloat16),
+    ],
+)
+def test_auto_is_bfloat16_where_a_gpu_computes_it_and_does_not_emulate_it(gpu, monkeypatch, capability, hip, expected):
+    given = []
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: given.append(device) or capability)
+    # What torch asks for its own answer: a tensor of bfloat16 can be made on every GPU.
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability[0]))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    card = torch.device("cuda", 1)
+    assert autocast_type("auto", card) == expected
+    assert given == ([] if hip else [card]), "the GPU that computes, not the current one"
+    assert autocast_type("bfloat16", card) == torch.bfloat16, "as was asked for"
+
+
 def test_windows_that_no_network_normalises_keep_their_digits(monkeypatch):
     """A signal of microvolts beside an offset of 20 mV has nothing left in bfloat16."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     card = torch.device("cuda")
     assert autocast_type("auto", card) == autocast_type("auto", card, "window") == torch.bfloat16
     assert autocast_type("auto", card, "none") == autocast_type("auto", torch.device("cpu")) == torch.float32
