@@ -165,11 +165,11 @@ def lr_factor(step: int, total: int, warmup: float, kind: str = "cosine", ends: 
 
 
 class Ema:
-    """Exponential moving average of a model's weights; buffers are copied, not averaged.
+    """Exponential moving average of a model's weights; buffers and weights that are not trained are copied.
 
-    An average would break integer buffers, and BatchNorm's statistics are averages already. The first steps count more
-    than `decay` says, ``min(decay, (1 + t) / (10 + t))`` as in TensorFlow's ExponentialMovingAverage. Otherwise a short
-    training would keep a part of its random start.
+    An average would break integer buffers and masks of minus infinity, and BatchNorm's statistics are averages already.
+    The first steps count more than `decay` says, ``min(decay, (1 + t) / (10 + t))`` as in TensorFlow's
+    ExponentialMovingAverage. Otherwise a short training would keep a part of its random start.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class Ema:
         self.steps += 1
         weight = 1.0 - min(self.decay, (1.0 + self.steps) / (10.0 + self.steps))
         live = model.state_dict()
-        learned = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        learned = [name for name, own in model.named_parameters(remove_duplicate=False) if own.requires_grad]
         torch_compat.foreach_lerp_([self._average[name] for name in learned], [live[name] for name in learned], weight)
         for name in live.keys() - set(learned):
             self._average[name].copy_(live[name])

@@ -131,6 +131,15 @@ def test_no_decay_follows_the_model() -> None:
     assert all(torch.equal(ema.state_dict()["average"][name], t) for name, t in model.state_dict().items())
 
 
+def test_a_weight_that_is_not_trained_is_no_average():
+    """As a mask of minus infinity, whose average with itself is no number."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = nn.Parameter(torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]), requires_grad=False)
+    ema = Ema(model, 0.9)
+    ema.update(model)
+    assert torch.equal(ema.state_dict()["average"]["1.weight"], model[1].weight)
+
+
 def test_swapped_puts_everything_back() -> None:
     model = network()
     ema = Ema(model, 0.9)
