@@ -14,7 +14,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
 from raypipe.models.vit import ViT
 from raypipe.pretraining.linear_probe import fit_probe
-from raypipe.pretraining.trainer import Pretrainer, features
+from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.fold_trainer import Interrupted, never
 from raypipe.training.loader import WindowLoader
@@ -80,8 +80,16 @@ class PretrainTrainer:
         with torch.no_grad():
             self.encoder.head.weight.copy_(weight)
             self.encoder.head.bias.copy_(bias)
-        predictions = predict(self.encoder, self.loader, self.validation, classes=bool(windows.classes))
+        predictions = self.predict(self.validation)
         return FoldEpoch(loss, predictions, time.perf_counter() - start)
+
+    @torch.no_grad()
+    def predict(self, index: Index) -> NDArray[np.float32]:
+        """Predict windows (N, outputs): values, or probabilities."""
+        x_NF = torch.from_numpy(self.pretrainer.features(index)).to(self.loader.device)
+        raw = self.encoder.head(x_NF).cpu()
+        predictions: NDArray[np.float32] = (raw.softmax(1) if self.loader.windows.classes else raw).numpy()
+        return predictions
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly after this epoch; see `FoldTrainer`.
@@ -95,12 +103,3 @@ class PretrainTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to where `state` was taken; see `FoldTrainer`."""
         self.pretrainer.load_state_dict(state)
-
-
-@torch.no_grad()
-def predict(encoder: ViT, loader: WindowLoader, index: Index, *, classes: bool) -> NDArray[np.float32]:
-    """Predict windows (N, outputs): values, or probabilities."""
-    x_NF = torch.from_numpy(features(encoder, loader, index)).to(loader.device)
-    raw = encoder.head(x_NF).cpu()
-    predictions: NDArray[np.float32] = (raw.softmax(1) if classes else raw).numpy()
-    return predictions

@@ -186,7 +186,9 @@ class Pretrainer:
 
     def features(self, index: Index) -> NDArray[np.float32]:
         """Return the encoder's features (N, F) of windows."""
-        return features(self.encoder, self.loader, index)
+        micro_batch, batch_size = self.passes.micro_batch, self.config.batch_size
+        size = max(1, EVALUATION_BATCH * min(micro_batch or batch_size, batch_size) // batch_size)
+        return features(self.encoder, self.loader, index, size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly after this epoch, as copies."""
@@ -208,11 +210,11 @@ class Pretrainer:
 
 
 @torch.no_grad()
-def features(encoder: Encoder, loader: WindowLoader, index: Index) -> NDArray[np.float32]:
-    """Return an encoder's features (N, F) of windows, in evaluation mode."""
+def features(encoder: Encoder, loader: WindowLoader, index: Index, size: int = EVALUATION_BATCH) -> NDArray[np.float32]:
+    """Return an encoder's features (N, F) of windows, `size` at a time, in evaluation mode."""
     training = encoder.training
     encoder.eval()
-    batches = (index[start : start + EVALUATION_BATCH] for start in range(0, len(index), EVALUATION_BATCH))
+    batches = (index[start : start + size] for start in range(0, len(index), size))
     parts = [encoder.features(loader.gather(batch)).float().cpu() for batch in batches]
     encoder.train(training)
     return torch.cat(parts).numpy()

@@ -169,3 +169,12 @@ def test_a_fold_is_pretrained_and_probed_and_resumed(classes):
     assert first.predictions.shape == (24, 2 if classes else 1)
     np.testing.assert_array_equal(first.predictions, second.predictions)
     assert set(one.state_dict()["weights"]) == set(one.encoder.state_dict())
+
+
+def test_features_are_computed_in_smaller_batches_beside_micro_batches(monkeypatch):
+    gather, sizes = WindowLoader.gather, []
+    monkeypatch.setattr(WindowLoader, "gather", lambda self, index: sizes.append(len(index)) or gather(self, index))
+    whole = pretrainer("mae").features(np.arange(56))
+    parts = pretrainer("mae", micro_batch=1).features(np.arange(56))
+    assert sizes == [56, 25, 25, 6], "a tenth of 256"
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
