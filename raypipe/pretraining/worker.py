@@ -31,6 +31,9 @@ from raypipe.training.trainer import SupervisedTrainer
 
 log = logging.getLogger(__name__)
 
+UNPROBED = "unprobed"
+"""Entry of a checkpoint whose probe scores are due and not there yet."""
+
 
 class Workers(NamedTuple):
     """This worker's number, and how many there are."""
@@ -176,6 +179,8 @@ def _open_trainer(store: PretrainedRun, loader: WindowLoader, part: str, workers
         trainer.load_state_dict(state)
         if workers.rank == 0:
             store.restore_history(part, state)
+            if state.get(UNPROBED):
+                _probe_epoch(store, part, trainer)
     return trainer
 
 
@@ -184,16 +189,28 @@ def _fold_of(part: str) -> int | None:
 
 
 def _record_epoch(store: PretrainedRun, part: str, trainer: Pretrainer, loss: float, start: float) -> None:
-    """Write an epoch's loss, and the probe scores that are due, with its checkpoint and then in the history."""
-    every, last, fold = store.info.probe_every, store.info.config.epochs, _fold_of(part)
-    due = every and (trainer.epoch % every == 0 or trainer.epoch == last)
-    probe = _if_it_fits("linear", lambda: probe_score(trainer, store.folds, fold)) if due else None
+    """Write an epoch with its checkpoint and then in the history; then the same with the probe scores that are due."""
+    every, last = store.info.probe_every, store.info.config.epochs
+    due = bool(every) and (trainer.epoch % every == 0 or trainer.epoch == last)
+    epoch = PretrainEpoch(epoch=trainer.epoch, loss=loss, probe=None, seconds=time.monotonic() - start)
+    history = [*(epoch for epoch in store.history(part) if epoch.epoch < trainer.epoch), epoch]
+    store.write_checkpoint(part, history, trainer.state_dict() | ({UNPROBED: True} if due else {}))
+    store.write_history(part, history)
+    if due:
+        _probe_epoch(store, part, trainer)
+
+
+def _probe_epoch(store: PretrainedRun, part: str, trainer: Pretrainer) -> None:
+    """Write the probe scores of the last epoch; a process that dies before that has lost no training."""
+    start, fold = time.monotonic(), _fold_of(part)
+    probe = _if_it_fits("linear", lambda: probe_score(trainer, store.folds, fold))
     tuned = None
-    if due and (epochs := store.info.tuned_probe):
+    if epochs := store.info.tuned_probe:
         micro_batch = store.info.micro_batch
         tuned = _if_it_fits("fine-tuned", lambda: tuned_score(trainer, store.folds, fold, epochs, micro_batch))
-    epoch = PretrainEpoch(epoch=trainer.epoch, loss=loss, probe=probe, tuned=tuned, seconds=time.monotonic() - start)
-    history = [*(epoch for epoch in store.history(part) if epoch.epoch < trainer.epoch), epoch]
+    *earlier, epoch = (epoch for epoch in store.history(part) if epoch.epoch <= trainer.epoch)
+    seconds = epoch.seconds + time.monotonic() - start
+    history = [*earlier, epoch.model_copy(update={"probe": probe, "tuned": tuned, "seconds": seconds})]
     store.write_checkpoint(part, history, trainer.state_dict())
     store.write_history(part, history)
 

@@ -184,6 +184,37 @@ def test_a_fine_tuned_probe_has_the_micro_batches_of_pretraining(store, tmp_path
     assert sizes == {2} and run.history("all")[-1].tuned is not None
 
 
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_run_that_ends_in_a_probe_keeps_its_epoch_and_is_probed_when_it_continues(
+    store, encoder, tmp_path, monkeypatch, last
+):
+    where, options = tmp_path / "run", {"params": PARAMS, "folds": 3, "probe_every": 1}
+    run_epoch, trained = Pretrainer.run_epoch, []
+
+    def die(trainer, folds, fold):
+        if trainer.epoch == last:
+            raise KeyboardInterrupt
+        return probe_score(trainer, folds, fold)
+
+    def count(self, interrupted):
+        trained.append(self.epoch + 1)
+        return run_epoch(self, interrupted)
+
+    monkeypatch.setattr(Pretrainer, "run_epoch", count)
+    with monkeypatch.context() as patch:
+        patch.setattr("raypipe.pretraining.worker.probe_score", die)
+        with pytest.raises(BaseException) as stopped:
+            pretrain("mae", store, where, **options)
+    assert isinstance(stopped.value.__context__ or stopped.value, KeyboardInterrupt)
+    history = PretrainedRun(where).history("all")
+    assert len(history) == last and history[-1].probe is None
+    run, expected = pretrain("mae", store, where, **options), PretrainedRun(encoder)
+    assert trained == [1, 2, 3]
+    assert [(e.loss, e.probe) for e in run.history("all")] == [(e.loss, e.probe) for e in expected.history("all")]
+    assert [epoch["probe"] for epoch in run.checkpoint("all", 3)["history"]] == [e.probe for e in run.history("all")]
+    assert run.folder.read("encoder.safetensors") == expected.folder.read("encoder.safetensors")
+
+
 def test_a_fold_without_subjects_is_no_obstacle_to_probes(store, encoder):
     run = PretrainedRun(encoder)
     windows = WindowStore(store)
