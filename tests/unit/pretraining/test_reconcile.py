@@ -101,7 +101,7 @@ def exchange(where, one, two):
 
 def flip(path):
     content = bytearray(path.read_bytes())
-    content[-20] ^= 0x40
+    content[-20] ^= 0x01
     path.write_bytes(bytes(content))
 
 
