@@ -129,7 +129,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help=f"file of the results; else {SOME_RESULTS} with --only or --quick, "
                         "and a new file in benchmarks/results without")  # fmt: skip
     parser.add_argument("--against", type=Path, help="earlier results; else those in benchmarks/results, of each "
-                        "benchmark the newest")  # fmt: skip
+                        "ratio the newest")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list the benchmarks and end")
     args = parser.parse_args()
     if args.against is not None and not args.against.is_file():

@@ -96,6 +96,7 @@ def ensemble(members: int, steps: dict[str, Any]) -> LoadedEnsemble:
         decision_weights=None,
         people=None,
         recipes={},
+        code_members=list,
     )
     return LoadedEnsemble(info, module(members))  # type: ignore[arg-type]
 
