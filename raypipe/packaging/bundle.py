@@ -195,9 +195,9 @@ class LoadedEnsemble:
         x_NCT
             Windows (N, channels, samples) prepared as ``info.prepare`` says, channels in the order of `channels`: in
             microvolts; or, of a bundle whose ``info.prepare.preprocessing.align`` is not None, aligned and without a
-            unit, as the store of ``prepare --align`` holds them. Windows that are not aligned cannot be told from
-            those: their predictions are wrong. Where networks take windows of several stores, the same windows of
-            each, by its name, as ``info.recipes`` says.
+            unit, as the store of ``prepare --align`` holds them. Other windows are not recognised, and their
+            predictions are wrong. Where networks take windows of several stores, the same windows of each, by its name,
+            as ``info.recipes`` says.
         batch_size
             Windows that are computed at a time.
         progress

@@ -17,18 +17,7 @@ def layout_of(info: BundleInfo) -> Layout:
 
 
 def require_small(record: Record, where: str) -> None:
-    """Check that a record is not larger than what is read.
-
-    Parameters
-    ----------
-    where
-        The run, for messages.
-
-    Raises
-    ------
-    UserError
-        It is.
-    """
+    """Check that a record is not larger than what is read; else raise a UserError, which names the run `where`."""
     if excess := record.excess(record.to_json()):
         raise UserError(
             f"{where}: cannot be exported: its record has {excess}; combine fewer trials (raypipe ensemble --top 3, or "

@@ -216,7 +216,7 @@ def _probe_epoch(store: PretrainedRun, part: str, trainer: Pretrainer) -> None:
 
 
 def _if_it_fits(kind: str, score: Callable[[], float | None]) -> float | None:
-    """Return the score of a probe; None, with a warning, where memory ran out: pretraining goes on without it."""
+    """Return the score of a probe; None, with a warning, where memory ran out. Pretraining continues."""
     try:
         return score()
     except (RuntimeError, MemoryError) as error:

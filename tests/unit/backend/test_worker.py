@@ -101,7 +101,7 @@ class Sweep:
 def train(monkeypatch):
     """Train the trials with workers that are replaced when they end with an error.
 
-    `first` is called when the first trial is trained; then it goes on as the others do, if CUDA lets it. Returned are
+    `first` is called when the first trial is trained; then it is trained as the others are. Returned are
     the failures of the trials, those that were trained, and the errors that workers ended with.
     """
     loop = asyncio.new_event_loop()
