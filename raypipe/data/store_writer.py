@@ -156,7 +156,7 @@ def _table(
     """
     import pandas as pd
 
-    spec, classes = asked.target, labels.classes
+    spec = asked.target
     rows = [
         row | {"shard": number, "row": place}
         for number, record in enumerate(records)
@@ -170,13 +170,9 @@ def _table(
         raise UserError(f"target '{spec}': no person has {asked.min_windows} windows; choose a lower --min-windows")
     if group_of is not None:
         table["group"] = table["subject"].map(dict(group_of)).fillna("")
-    if classes:
+    if labels.classes:
         table["target"] = table["target"].astype(int)
-        missing = set(range(len(classes))) - set(table["target"])
-        if missing:
-            reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
-            left_out = f" (left out: {reasons})" if reasons else ""
-            raise UserError(f"target '{spec}': no window of class '{classes[min(missing)]}'{left_out}")
+        _check_classes(table, spec, labels.classes, ledger)
     table.insert(0, "window", range(len(table)))
     used = [name for name in OPTIONAL_COLUMNS if name in table and table[name].fillna("").astype(bool).any()]
     targets = [f"{OUTPUT}{name}" for name in labels.outputs] or ["target"]
@@ -184,6 +180,14 @@ def _table(
         table[targets] = [list(values) for values in table["target"]]
     columns = [each for name in COLUMNS for each in (targets if name == "target" else [name])]
     return table[[*columns, *used]]
+
+
+def _check_classes(table: pd.DataFrame, spec: str, classes: tuple[str, ...], ledger: Ledger) -> None:
+    missing = set(range(len(classes))) - set(table["target"])
+    if missing:
+        reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
+        left_out = f" (left out: {reasons})" if reasons else ""
+        raise UserError(f"target '{spec}': no window of class '{classes[min(missing)]}'{left_out}")
 
 
 def _data_hash(records: list[ShardRecord], table_sha256: str, plan: Plan, classes: tuple[str, ...]) -> str:
