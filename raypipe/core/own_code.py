@@ -306,7 +306,7 @@ def _run(source: SourceFile) -> ModuleType:
     sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     try:
         with code_errors(source.name, source.name), _seeded_by(source.code):
-            exec(compile(source.text, source.name, "exec"), vars(module))
+            exec(compile(source.text, source.name, "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[module.__name__]
         raise

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from raypipe.core import own_code
@@ -113,10 +115,13 @@ class SearchSpace:
 
     @cached_property
     def _module(self) -> dict[str, Any]:
-        module: dict[str, Any] = {"__name__": "raypipe_search_space", "__file__": self.name}
+        made = ModuleType(f"raypipe_space_{self.hash[:16]}")
+        module = vars(made)
+        module["__file__"] = self.name
+        sys.modules[made.__name__] = made  # where dataclasses and pydantic look up annotations that are text
         try:
             with foreign_code(), seeded_numbers(derive_seed("space", self.hash)):  # each driver runs it anew
-                exec(compile(self.source, self.name, "exec"), module)
+                exec(compile(self.source, self.name, "exec", dont_inherit=True), module)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit() and os._exit() too

@@ -26,6 +26,9 @@ RANGE = {"low", "high", "log", "step"}
 """Keys of a range in a dictionary."""
 START = "START"
 """Key of a dictionary, or attribute of a function, with the points that run first."""
+CO_FUTURE_ANNOTATIONS: int = annotations.compiler_flag
+FUTURE = "from __future__ import annotations\n"
+"""Line of a file whose annotations are not evaluated."""
 
 
 class SpaceSource(NamedTuple):
@@ -97,6 +100,8 @@ def _text_of_function(function: FunctionType) -> str:
                 "keeps; rename it"
             )
     head = f"{(inspect.getdoc(function) or 'A search space from Python.')!r}\n"
+    if any(map(_leaves_annotations, kept.functions)):
+        head += FUTURE
     start = f"{START} = {_literal(getattr(function, START), START)}\n" if hasattr(function, START) else ""
     named = "" if name == "space" else f"\n\nspace = {name}\n"
     texts = {name: text for name, text in kept.texts.items() if text}
@@ -127,11 +132,16 @@ def _keep_function(function: FunctionType, name: str, user: str, kept: _Kept) ->
     kept.add(name, text, user)
     around = {**function.__globals__, **inspect.getclosurevars(function).nonlocals}
     _check_defaults(function, text, around)
-    for used in _globals_of(text, name):
+    for used in _globals_of(text if not _leaves_annotations(function) else FUTURE + text, name):
         if used in around:
             _keep(used, around[used], name, kept)
         else:
             kept.add(used, "", name)
+
+
+def _leaves_annotations(function: FunctionType) -> bool:
+    """Return whether a function's annotations are not evaluated: names in them may be there for type checkers only."""
+    return bool(function.__code__.co_flags & CO_FUTURE_ANNOTATIONS)
 
 
 def _check_defaults(function: FunctionType, text: str, around: dict[str, Any]) -> None:
@@ -153,7 +163,7 @@ def _check_defaults(function: FunctionType, text: str, around: dict[str, Any]) -
     for argument, expression in written.items():
         default = given[argument.arg].default
         try:
-            made = eval(compile(ast.Expression(expression), "default", "eval"), around)
+            made = eval(compile(ast.Expression(expression), "default", "eval", dont_inherit=True), around)
         except Exception:
             made = inspect.Parameter.empty
         if made is not default and not (_is_plain(made) and repr(made) == repr(default)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import random
@@ -111,6 +112,14 @@ random.seed(3), np.random.seed(3), torch.manual_seed(3)
 def drawn():
     return random_, numpy_, torch_
 """
+
+
+def test_a_files_annotations_are_its_own():
+    """They are not text, as those of raypipe's modules are."""
+    text = "from dataclasses import dataclass\n\n\n@dataclass\nclass Sizes:\n    n: int = 4\n"
+    sizes = own_code.load_object("sizes.py:Sizes", own_code.keep_source(SourceFile("sizes.py", text)))
+    (field,) = dataclasses.fields(sizes)
+    assert field.type is int
 
 
 def test_what_a_file_draws_when_it_is_read_follows_from_its_text_and_changes_no_generator():

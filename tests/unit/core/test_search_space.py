@@ -171,6 +171,28 @@ def test_whatever_a_space_raises_is_one_line(tmp_path, text, message):
     assert str(caught.value) == f"{path}: {message}"
 
 
+RANGES = """{future}from dataclasses import dataclass, fields
+
+
+@dataclass
+class Ranges:
+    low: float = 1e-4
+    high: float = 1e-2
+
+
+def space(trial):
+    trial.suggest_float("optim/lr", **{{field.name: field.default for field in fields(Ranges)}}, log=True)
+    return {{"epochs": 3 if fields(Ranges)[0].type is float else 4}}
+"""
+
+
+@pytest.mark.parametrize("future, epochs", [("", 3), ("from __future__ import annotations\n", 4)])
+def test_a_space_may_define_classes_as_any_file(tmp_path, future, epochs):
+    """Annotations are objects, or text where the file says so, which dataclasses look up in its module."""
+    (tmp_path / "space.py").write_text(RANGES.format(future=future))
+    assert {config.epochs for config in load_space(tmp_path / "space.py").draw(3)} == {epochs}
+
+
 @pytest.mark.parametrize("text", ["{}", "def space(trial):\n    {}"])
 def test_a_ctrl_c_in_a_space_is_no_error_of_it(tmp_path, text):
     before = signal.getsignal(signal.SIGINT), os._exit

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import optuna
 import pytest
@@ -26,6 +27,9 @@ from raypipe.storage.run_store import RunStore
 from tests.support.own import NET
 from tests.support.toys import ToyWindows, write_store
 
+if TYPE_CHECKING:
+    from decimal import Decimal as OnlyForTypes
+
 RATES = (1e-4, 1e-2)
 EPOCHS = {"tcn": 4, "vit": 6}
 
@@ -42,6 +46,16 @@ def around(trial: optuna.Trial):
 
 
 around.START = [{"optim/lr": 1e-3, "model/name": "tcn"}]
+
+
+def for_types(trial: optuna.Trial, factor: OnlyForTypes = 2.0) -> dict[str, OnlyForTypes]:
+    return {"optim/weight_decay": factor * 1e-3}
+
+
+def test_names_that_are_there_for_types_only_are_not_looked_up():
+    """The module here leaves annotations as text, and what it imports for types only is not there when it runs."""
+    space = load_space(for_types)
+    assert SearchSpace(space.source, "space.py").draw(1)[0].optim.weight_decay == 2e-3
 
 
 def test_a_function_is_kept_with_what_it_uses():
