@@ -66,16 +66,21 @@ class _Comparison:
         self.metric, self.windows = candidates.run.info.metric, candidates.search
         self.by_person = candidates.run.info.level == "person"
         self.rows: EvaluationSet = self.windows.per_subject() if self.by_person else self.windows
-        self.by_method = self._at_level(fits.nested.predictions[self.method])
-        self.whole = self._at_level(fits.nested_predictions) if fits.chosen in METHODS else self.by_method
+        self.by_method = {
+            name: self._at_level(predictions)
+            for name, predictions in fits.nested.predictions.items()
+            if name in (self.method, EQUAL)
+        }
+        chosen = fits.chosen in METHODS
+        self.whole = self._at_level(fits.nested_predictions) if chosen else self.by_method[self.method]
 
     def row(self, name: str, *, best: str, correlation: float | None, weight: float) -> Family:
         """Return what a family brings."""
         own = self.pool.of_families([name])
         others = self.pool.of_families([other for other in self.pool.families() if other != name])
-        alone, without = self._nested(own, "best"), self._nested(others, self.method)
+        (alone, _), (without, method) = self._nested(own, "best"), self._nested(others, self.method)
         inner = score_interval(self.metric, self.rows, alone)
-        loss, loss_low, loss_high = self._advantage(self.by_method, without)
+        loss, loss_low, loss_high = self._advantage(self.by_method[method], without)
         gain, gain_low, gain_high = self._advantage(self.whole, alone)
         return Family(
             name=name,
@@ -95,10 +100,14 @@ class _Comparison:
             gain_high=gain_high,
         )
 
-    def _nested(self, pool: TrialPool, method: str) -> Floats:
-        """Return the nested predictions (rows, outputs) of a method, or of equal weights where it cannot be used."""
+    def _nested(self, pool: TrialPool, method: str) -> tuple[Floats, str]:
+        """Return the nested predictions (rows, outputs) of a method, or of equal weights where it cannot be used.
+
+        The second value is the name of the one that it is.
+        """
         predictions = run_nested_cv(pool, [method, EQUAL], max_members=self.max_members).predictions
-        return self._at_level(predictions.get(method, predictions[EQUAL]))
+        used = method if method in predictions else EQUAL
+        return self._at_level(predictions[used]), used
 
     def _at_level(self, predictions: Floats) -> Floats:
         """Return predictions (rows, outputs) as the score table scores them."""

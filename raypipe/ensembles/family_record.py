@@ -35,7 +35,10 @@ class Family(FrozenModel):
     weight: Share
     """Sum of its members' weights in what is shipped."""
     without: float | None
-    """Score of the shipped method without this family: members and weights are chosen anew, the method is not."""
+    """Score of the shipped method without this family: members and weights are chosen anew, the method is not.
+
+    It is that of equal weights where the shipped method cannot combine the other families.
+    """
     loss: float | None
     """How much worse that is than the same method with the family (positive: the family helps)."""
     loss_low: float | None

@@ -136,8 +136,12 @@ def test_a_method_that_needs_what_one_family_predicts_gives_way_to_equal_weights
     ):
         run.add_trial(number, config)
         assert run_trial(run, toy, number).state == "complete"
-    families = fit_ensemble(run, windows=toy, method="sample").families
-    assert {family.name for family in families if family.loss is not None} == {"conformer", "linear"}
+    ensemble = fit_ensemble(run, windows=toy, method="sample")
+    whole, equal = (ensemble.table["nested"][name] for name in ("ensemble", "equal weights"))
+    assert whole != pytest.approx(equal)
+    rows = {family.name: family for family in ensemble.families}
+    assert rows["linear"].without - rows["linear"].loss == pytest.approx(whole)
+    assert rows["conformer"].without - rows["conformer"].loss == pytest.approx(equal)
 
 
 def test_the_ensemble_is_the_score_tables_and_a_family_is_left_out_under_the_shipped_method(tmp_path, monkeypatch):
