@@ -71,6 +71,11 @@ class _Group:
         if self.running:
             self.running, self.stopped = False, time.monotonic()
 
+    async def free(self) -> None:
+        """Leave the group to any actor, and end its trial for the workers."""
+        self.owner, self.finished = None, True
+        await self.notify()
+
     async def notify(self) -> None:
         """Wake up all calls that wait for a change of the group."""
         async with self.changed:
@@ -199,8 +204,7 @@ class Broker:
         """Free an actor's worker group and end its trial for the workers."""
         group = self._groups.get(name)
         if group is not None and group.owner == owner:
-            group.owner, group.finished = None, True
-            await group.notify()
+            await group.free()
 
     async def move(self, name: str, owner: bytes) -> str:
         """Move an actor's trial to a free group whose workers run, if its own has had none for `MOVE_SECONDS`.
@@ -222,7 +226,6 @@ class Broker:
         other.owner = owner
         await self.assign(free, job.run, job.number, group.scored, group.best)
         other.restarts = group.restarts
-        await self.release(name, owner)
         return free
 
     def _free_and_running(self) -> str | None:
@@ -232,7 +235,14 @@ class Broker:
         )
 
     async def assign(self, name: str, run: str, number: int, done: int, best: int) -> int:
-        """Give the workers a run's trial in place of the previous one; return its sequence number."""
+        """Give the workers a run's trial in place of the previous one; return its sequence number.
+
+        Another group that has the trial is freed: its owner has moved the trial, or has died, and Tune has given the
+        trial to an actor that has a group already.
+        """
+        for other in [each for key, each in self._groups.items() if key != name and each.owner is not None]:
+            if other.job is not None and (other.job.run, other.job.number) == (run, number):
+                await other.free()
         group = self._groups[name]
         seq = group.job.seq + 1 if group.job else 1
         group.job = TrialJob(seq, run, number, done)

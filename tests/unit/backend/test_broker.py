@@ -344,6 +344,33 @@ def test_two_actors_that_replace_two_dead_ones_do_not_acquire_one_group():
     run(scenario)
 
 
+def test_a_trial_that_goes_on_with_other_workers_frees_those_of_its_dead_actor(clock):
+    """Tune may give it to an actor that is idle, and so acquires none; a dead one that owns a group ends the sweep."""
+
+    async def scenario(broker):
+        await broker.open_group("h")
+        assert [await broker.acquire(actor) for actor in (b"dead", b"idle")] == ["g", "h"]
+        await broker.assign("h", "run", 0, 0, 0)
+        await broker.mark_scored("h", 1, 1, True)
+        left = await broker.assign("g", "run", 1, 0, 0)
+        waiting = asyncio.create_task(broker.next_job("g", left))
+        await broker.assign("h", "run", 1, 0, 0)
+        assert await broker.is_over("g", left) and not await broker.is_over("h", 2)
+        assert await broker.owners() == {"g": None, "h": b"idle"}
+        clock.now += 100
+        await broker.silent_actors(60)
+        clock.now += 59
+        await broker.heartbeat(b"idle")
+        clock.now += 2
+        assert await broker.silent_actors(60) == []
+        assert await broker.acquire(b"another") == "g"
+        await broker.assign("g", "run", 2, 0, 0)
+        assert (await waiting).number == 2
+        assert await broker.owners() == {"g": b"another", "h": b"idle"} and not await broker.is_over("h", 2)
+
+    run(scenario)
+
+
 def test_an_actor_that_ends_releases_its_workers_and_no_others():
     async def scenario(broker):
         await broker.acquire("one")
