@@ -157,6 +157,7 @@ def ensemble_spec(
         "n_times": windows.crop_samples,
         "n_outputs": windows.n_outputs,
         "sfreq": windows.sfreq,
+        "stored": windows.dtype,
         "members": [
             {
                 "trial": member.trial,

@@ -42,7 +42,9 @@ class EnsembleModule(nn.Module):
         ``n_times``, ``n_outputs``, ``sfreq`` in Hz, and ``members``: for each its ``trial``, ``fold``, ``weight``,
         ``centre``, ``scale`` (lists with one for each of several values) and ``model`` (the ``model/`` part of the
         trial's configuration). A user's network has the name of its ``program`` among the ``programs``
-        (`raypipe.models.program`). With a ``rule``, members are in order of trial, then fold, and every trial has the
+        (`raypipe.models.program`). Where the windows that it was trained on were ``stored`` as `float16`, all are
+        rounded to that, for directions that an average reference empties hold rounding errors, and logarithms of them
+        are large. With a ``rule``, members are in order of trial, then fold, and every trial has the
         same folds. A ``calibration`` (`combine.calibrate`) is applied to the ensemble's class probabilities.
 
     Raises
@@ -63,6 +65,7 @@ class EnsembleModule(nn.Module):
         self.classes = spec["kind"] == "classification"
         self.shape = (int(spec["n_channels"]), int(spec["n_times"]))
         self.n_outputs = int(spec["n_outputs"])
+        self.rounds = spec.get("stored") == "float16"
         n_channels, n_times = self.shape
         sizes = {"n_channels": n_channels, "n_times": n_times, "n_outputs": self.n_outputs}
         programs = spec.get("programs") or {}
@@ -95,6 +98,8 @@ class EnsembleModule(nn.Module):
 
         Variances are in squared target units, and zero for members that predict none. They are None if no member does.
         """
+        if self.rounds:
+            x_BCT = _rounded(x_BCT)
         raws = self.stacks(x_BCT) if not torch.is_grad_enabled() and not self.training else None
         values, variances = [], []
         features: dict[int, Tensor] = {}
@@ -165,6 +170,12 @@ def combine_models(
     values_FTBO = _by_fold(values_MBO, n_folds)
     variances_F = [None] * n_folds if variances_MB is None else list(_by_fold(variances_MB, n_folds))
     return torch.stack([combine(rule, values_FTBO[fold], variances_F[fold]) for fold in range(n_folds)]).mean(0)
+
+
+def _rounded(x_BCT: Tensor) -> Tensor:
+    """Round windows as a store of float16 does."""
+    limit = torch.finfo(torch.float16).max
+    return x_BCT.clamp(-limit, limit).half().to(x_BCT.dtype)
 
 
 def _by_fold(members_MB: Tensor, n_folds: int) -> Tensor:

@@ -181,7 +181,7 @@ class BundleInfo(Record):
         names = ("kind", "n_times", "n_outputs", "sfreq", "members", "rule", "calibration", "programs")
         fields = {name: getattr(self, name) for name in names} | {"n_channels": len(self.channels)}
         if not self.recipes:
-            return make_spec(fields)
+            return make_spec(fields | {"stored": self.prepare.dtype})
         self.networks_of_stores()
         return make_spec(fields, CombinedSpec)
 
@@ -205,6 +205,7 @@ class BundleInfo(Record):
                 "n_times": recipe.n_times,
                 "n_outputs": self.n_outputs,
                 "sfreq": recipe.sfreq,
+                "stored": recipe.prepare.dtype,
                 "members": [member.model_copy(update={"weight": share}) for member in members],
                 "programs": {name: program for name, program in self.programs.items() if name in named},
             }

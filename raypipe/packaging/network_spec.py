@@ -84,6 +84,8 @@ class NetworkSpec(FrozenModel):
     n_outputs: int = Field(ge=1, le=MAX_OUTPUTS)
     sfreq: float = Field(gt=0.0, le=MAX_SFREQ)
     """Hz."""
+    stored: Literal["float16", "float32"] = "float32"
+    """Type of the windows that the networks were trained on."""
     members: Annotated[list[NetworkMember], Field(min_length=1, max_length=MAX_NETWORKS)]
     rule: dict[str, Any] | None = None
     """Combines the members (`raypipe.models.combine`); None for their weighted mean."""

@@ -127,6 +127,29 @@ def test_crops_and_whole_windows_are_taken(tmp_path):
         raypipe.predict(bundle, windows.X[:, :, :90])
 
 
+EMPTIED = (
+    "def space(trial):\n    return {'model/name': 'covariance', 'model/shrinkage': 0.0, 'model/geometry': 'riemann'}\n"
+)
+
+
+def test_windows_are_rounded_as_those_that_the_model_was_fitted_to(tmp_path):
+    """In float16, a direction that an average reference empties holds rounding errors, which logarithms enlarge."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    windows = simulate_windows(subjects=8, each=8)
+    x_NCT = windows.X - windows.X.mean(axis=1, keepdims=True)
+    raypipe.from_arrays(**windows.arguments(out=tmp_path / "store", X_NCT=x_NCT, dtype="float16"))
+    (tmp_path / "space.py").write_text(EMPTIED)
+    run = plain_sweep(tmp_path / "space.py", tmp_path / "store", tmp_path / "run", trials=1, folds=2)
+    held = run.ensemble(top=1, method="equal").held_out
+    x_NCT = x_NCT[held.windows]
+    table = raypipe.predict(run.export(tmp_path / "bundle"), x_NCT)
+    found = table[["probability_left", "probability_right"]]
+    np.testing.assert_allclose(found, held.predictions, atol=1e-3)
+    graph = onnxruntime.InferenceSession(run.export(tmp_path / "model.onnx"))
+    answers = graph.run(None, {"windows": (1e6 * x_NCT).astype(np.float32)})
+    np.testing.assert_allclose(answers[0], held.predictions, atol=1e-3)
+
+
 X = WINDOWS.X
 OTHER_RATE = mne.create_info(list(CHANNELS), 2 * SFREQ, "eeg")
 OTHER_NAMES = mne.create_info([*CHANNELS[:3], "O1"], SFREQ, "eeg")
