@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import resource
 import socket
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ from raypipe.core.errors import UserError, first_line, out_of_memory
 from raypipe.core.folds import FoldMap
 from raypipe.core.parameters import changed_parameters
 from raypipe.data.window_cache import open_windows
-from raypipe.models.conformer import Conformer
 from raypipe.pretraining.fold_trainer import PretrainTrainer
 from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.training import checkpoint
@@ -178,7 +178,7 @@ def _measure_pretraining(config: TrialConfig, data: FoldData, folds: FoldMap) ->
     windows, groups_N = data.windows, folds.groups(data.windows.subjects)
     trainer = PretrainTrainer(config, data.loader, data.train, data.validation, fold=0, groups_N=groups_N)
     batch = next(trainer.pretrainer.batches())
-    step = _median_seconds(lambda number: trainer.pretrainer.step(batch, number), data.device)
+    (step,) = _median_seconds([lambda number: trainer.pretrainer.step(batch, number)], data.device)
     some = data.train[: PREDICTED_BATCHES * config.batch_size]
     window_seconds = call_seconds(partial(trainer.pretrainer.features, some), data.device) / max(1, len(some))
     features_NF = np.random.default_rng(0).standard_normal((len(data.train), trainer.encoder.width), np.float32)
@@ -205,22 +205,35 @@ def _weights_size(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def _step_seconds(trainer: SupervisedTrainer) -> float:
-    batch = next(trainer.batches())
-    if isinstance(trainer.model, Conformer):
+    """Return the seconds of a step, the mean over an epoch; some steps of LookSAM take two passes, others one."""
+    if trainer.config.model.has_stem:
         times = stem_seconds(trainer.config, trainer.data)
         trainer.model.use_stem(min(times, key=times.__getitem__))
     trainer.start_epoch()
-    return _median_seconds(lambda number: trainer.step(batch, number), trainer.data.device)
+    batch, sam, device = next(trainer.batches()), trainer.state.sam, trainer.data.device
+    if sam is None or sam.method != "looksam":
+        return _median_seconds([lambda number: trainer.step(batch, number)], device)[0]
+
+    def second_pass(number: int) -> None:
+        sam.restart()
+        trainer.step(batch, number)
+
+    two, one = _median_seconds([second_pass, lambda number: trainer.step(batch, number)], device)
+    steps = len(trainer.data.batch_sizes)
+    share = math.ceil(steps / sam.every) / steps
+    return share * two + (1.0 - share) * one
 
 
-def _median_seconds(step: Callable[[int], object], device: torch.device) -> float:
-    """Return the seconds of a step, which is called with its number in an epoch."""
+def _median_seconds(steps: Sequence[Callable[[int], object]], device: torch.device) -> list[float]:
+    """Return the seconds of each of several kinds of steps in turns, which are called with a number in an epoch."""
     if device.type == "cuda":  # the memory of what was tried before does not count
         free_memory()
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(1 if device.type == "cpu" else UNCAPTURED_CALLS + 1):
-        step(0)
-    return statistics.median(call_seconds(partial(step, n), device) for n in range(1, TIMED_STEPS + 1))
+        for step in steps:
+            step(0)
+    rounds = [[call_seconds(partial(step, n), device) for step in steps] for n in range(1, TIMED_STEPS + 1)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
 def _peak_memory() -> int:

@@ -18,8 +18,10 @@ from raypipe.pretraining.fold_trainer import PretrainTrainer
 from raypipe.search.forecast import START_SECONDS, Forecast, _configurations, forecast
 from raypipe.search.measurement import Cost, Measurement, cached_loaders, measure
 from raypipe.storage.run_store import RunStore
-from raypipe.training import checkpoint
-from raypipe.training.loader import WindowLoader
+from raypipe.training import checkpoint, step
+from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.step import forward
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.local import run_trial
 from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny, write_store
 
@@ -51,6 +53,32 @@ def test_what_a_trial_trains_is_measured_also_where_it_pretrains(store, kind):
     assert cost.parameters == sum(each.numel() for each in trained)
     assert cost.checkpoint == pytest.approx(len(checkpoint.dumps(trainer.state_dict())), rel=0.1)
     assert cost.epoch > cost.step > 0.0 and cost.trial == pytest.approx(3 * 2 * cost.epoch)
+
+
+@pytest.mark.parametrize("sam", [{"name": "sam"}, *({"name": "looksam", "every": each} for each in (2, 3, 50))])
+def test_a_step_is_the_mean_of_an_epochs_steps(store, monkeypatch, sam):
+    """With LookSAM some take two passes, and others one."""
+    passes = []
+
+    def counted(*given):
+        passes.append(1)
+        return forward(*given)
+
+    def count(work, device):
+        before = len(passes)
+        work()
+        return float(len(passes) - before)
+
+    monkeypatch.setattr(step, "forward", counted)
+    monkeypatch.setattr("raypipe.search.measurement.call_seconds", count)
+    config, windows = tiny(batch_size=4, **{f"sam__{name}": value for name, value in sam.items()}), WindowStore(store)
+    folds = make_folds(windows.subjects, windows.targets, classes=False, n_folds=3, seed=0)
+    cost = measure(str(store), folds, config, {"cpus": 1.0, "gpus": 0.0}).cost
+    trainer = SupervisedTrainer(
+        config, FoldData(config, WindowLoader(windows), *folds.split(windows.subjects, 0), fold=0)
+    )
+    real = count(trainer.train_epoch, trainer.data.device) / len(trainer.data.batch_sizes)
+    assert cost.step == pytest.approx(real) and len(trainer.data.batch_sizes) > 3
 
 
 def made(trial=(60.0,), **changes):
