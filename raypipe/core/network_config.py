@@ -23,7 +23,8 @@ class Model(FrozenModel):
     has_stem: ClassVar[bool] = False
     """Its first layers are a stem, which can be computed in two ways (`raypipe.models.stem`)."""
     compute_parameters: ClassVar[tuple[str, ...]] = ()
-    """Parameters on which it depends how it is computed fastest; empty if there is only one way."""
+    """Parameters on which it depends how it is computed fastest, and what fits in memory; empty if there is only one
+    way."""
     closed_form: ClassVar[bool] = False
     """It is fitted in closed form, in one epoch, and not trained by gradients."""
 
@@ -90,7 +91,7 @@ class ConformerConfig(_WithDistribution):
 
     encodes: ClassVar[bool] = True
     has_stem: ClassVar[bool] = True
-    compute_parameters: ClassVar[tuple[str, ...]] = ("kernels", "filters", "depth")
+    compute_parameters: ClassVar[tuple[str, ...]] = ("kernels", "filters", "depth", "heads", "expansion", "hidden")
 
     name: Literal["conformer"] = "conformer"
     """This model; the parameters up to the next one are its own."""

@@ -220,8 +220,7 @@ def make_state(model: M, groups: list[dict[str, Any]], config: TrialConfig, devi
     optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     if device.type == "cuda":
         optimizer.use_device_rate()
-    norm = getattr(config.model, "norm", "none")  # models in closed form have none
-    dtype = autocast_type(config.precision, device, norm)
+    dtype = pass_type(config, device)
     return TrainState(
         model,
         optimizer,
@@ -316,6 +315,12 @@ def whole_batch(state: TrainState[Network], batch: Batch, loss_of: LossOf) -> Te
     loss = loss_of(forward(state, batch.x, batch.dropout), batch.y)
     state.backward(loss)
     return loss.detach()
+
+
+def pass_type(config: TrialConfig, device: torch.device) -> torch.dtype:
+    """Return the type of a trial's forward passes (`autocast_type`)."""
+    norm = getattr(config.model, "norm", "none")  # models in closed form have none
+    return autocast_type(config.precision, device, norm)
 
 
 def forward(state: TrainState[Network], prepared: Tensor, dropout_M: Tensor | None = None) -> Tensor:

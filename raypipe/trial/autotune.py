@@ -26,6 +26,7 @@ from raypipe.training.device import available_bytes
 from raypipe.training.graphs import UNCAPTURED_CALLS
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
+from raypipe.training.step import pass_type
 from raypipe.training.trainer import SupervisedTrainer
 
 log = logging.getLogger(__name__)
@@ -106,9 +107,10 @@ def _shape(loader: WindowLoader, config: TrialConfig, n_folds: int, share: float
         device = torch.cuda.get_device_name(loader.device) + ("" if share >= 1 else f" ({share:g} of a GPU)")
     windows = loader.windows
     sizes = ", ".join(f"{name} {getattr(config.model, name)}" for name in config.model.compute_parameters)
+    trained = str(pass_type(config, loader.device)).removeprefix("torch.")
     return (
         f"{device}, {torch.get_num_threads()} thread(s), {n_folds} fold(s) of {windows.n_channels} x "
-        f"{windows.crop_samples} at {windows.sfreq:g} Hz, batches of {config.batch_size} in {config.precision}, "
+        f"{windows.crop_samples} at {windows.sfreq:g} Hz, batches of {config.batch_size} in {trained}, "
         f"{config.model.name} of {sizes}"
     )
 

@@ -117,13 +117,33 @@ def test_a_stored_choice_is_kept(run, loader, clock):
     assert {name: run.folder.read(name) for name in run.folder.names("compute")} == kept
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 4}, {"model__filters": 8}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 4},
+        {"model__filters": 8},
+        {"model__expansion": 8},
+        {"model__hidden": 64},
+        {"model__heads": 1},
+        {"precision": "bfloat16"},
+    ],
+)
 def test_another_shape_is_another_choice(run, loader, clock, changes):
     clock += [1.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert choose_compute(run, loader, tiny(), range(3), ComputeOptions()).stacked
     assert not choose_compute(run, loader, tiny(**changes), range(3), ComputeOptions()).stacked
     assert choose_compute(run, loader, tiny(), range(3), ComputeOptions()).stacked
     assert clock == []
+
+
+def test_a_choice_is_of_the_type_that_is_trained(loader, monkeypatch):
+    """Of windows that no network normalises, bfloat16 keeps nothing, so `auto` is another type there."""
+    gpu = SimpleNamespace(device=torch.device("cuda"), windows=loader.windows)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr("raypipe.training.device._computes_bfloat16", lambda device: device.type == "cuda")
+    shapes = [autotune._shape(gpu, tiny(model__norm=norm), 3, 1.0) for norm in ("channel", "none")]
+    assert "in bfloat16" in shapes[0] and "in float32" in shapes[1]
+    assert autotune._shape(loader, tiny(), 3, 1.0) == autotune._shape(loader, tiny(precision="float32"), 3, 1.0)
 
 
 def test_a_worker_without_the_claim_waits_for_the_measurement(run, loader, clock):
@@ -204,6 +224,7 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, cl
     monkeypatch.setattr(autotune, "_peak_bytes", lambda work, device: peaks.pop(0))
     monkeypatch.setattr(autotune, "available_bytes", lambda device, share: shares.append(share) or available)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr("raypipe.training.device._computes_bfloat16", lambda device: True)
     gpu = copy.copy(loader)
     gpu.device = SimpleNamespace(type="cuda")
     made = []
