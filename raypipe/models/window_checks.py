@@ -19,14 +19,21 @@ def check_windows(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs:
     Raises
     ------
     UserError
-        They are too short for it, have no frequency in any of its bands, or its covariances are too large.
+        They are too short for it or its delays, have no frequency in any of its bands or no more than one interval, or
+        its covariances are too large.
     """
     _check_length(cfg, n_times, sfreq)
     if isinstance(cfg, CovarianceConfig):
         bands = _check_bands(cfg, n_times, sfreq)
         _check_covariances(cfg, n_channels, n_outputs, bands)
+        _check_delays(cfg, n_times, sfreq)
     elif isinstance(cfg, LinearConfig) and cfg.predictors == "band-power":
         _check_bands(cfg, n_times, sfreq)
+    elif isinstance(cfg, LinearConfig) and round(sfreq / cfg.rate) >= n_times:
+        raise UserError(
+            f"{_describe(n_times, sfreq)} have one interval at model/rate={cfg.rate:g}, whose mean is removed: set "
+            f"more than {sfreq / n_times:g}"
+        )
 
 
 def replaced_kernels(cfg: ModelConfig, n_times: int, sfreq: float) -> str | None:
@@ -84,6 +91,16 @@ def _check_covariances(cfg: CovarianceConfig, n_channels: int, n_outputs: int, b
         raise UserError(
             f"model/name=covariance: covariances of {dimension} signals in {bands} bands have {bands * dimension**2:,} "
             f"values, of at most {MAX_COVARIANCE_VALUES:,}; set fewer model/components, model/order or bands"
+        )
+
+
+def _check_delays(cfg: CovarianceConfig, n_times: int, sfreq: float) -> None:
+    """Check that no copy is delayed by the whole window, which would be the signal itself."""
+    delay = (cfg.order - 1) * max(1, round(cfg.lag * sfreq))
+    if delay >= n_times:
+        raise UserError(
+            f"{_describe(n_times, sfreq)} are no longer than the delay of {delay} samples of the last copy by "
+            f"model/order={cfg.order} and model/lag={cfg.lag:g}"
         )
 
 

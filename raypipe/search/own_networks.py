@@ -21,6 +21,7 @@ from raypipe.models.own import OwnNetwork
 from raypipe.search.kept_state import changed, integers
 from raypipe.training import checkpoint
 from raypipe.training.finetuning import initial_id
+from raypipe.training.optim import norm_parameters
 from raypipe.training.sampling import even_batches
 
 TOLERANCE = 1e-4
@@ -50,13 +51,18 @@ def check_own_networks(configs: Iterable[TrialConfig], windows: WindowStore, fol
         One cannot be trained, or gives numbers that a resumed or shipped network would not repeat.
     """
     smallest: dict[OwnConfig, int] = {}
+    norms = set()
     for config in configs:
         if isinstance(config.model, OwnConfig):
+            norms |= {config.model} if config.sam.name != "none" and config.sam.only == "norm" else set()
             sizes = [len(folds.split(windows.subjects, fold)[0]) for fold in range(folds.n_folds)]
             batch = min(min(even_batches(size, config.batch_size)) for size in sizes)
             smallest[config.model] = min(batch, smallest.get(config.model, batch))
     shape = (windows.n_channels, windows.crop_samples, windows.n_outputs, windows.sfreq)
-    return list(dict.fromkeys(line for model, batch in smallest.items() for line in check_network(model, batch, shape)))
+    lines = [line for model, batch in smallest.items() for line in check_network(model, batch, shape)]
+    for model in norms:
+        _check_norms(model, shape)
+    return list(dict.fromkeys(lines))
 
 
 @functools.lru_cache(maxsize=256)
@@ -89,6 +95,13 @@ def check_network(config: OwnConfig, batch: int, shape: Shape) -> tuple[str, ...
     if not unused:
         return ()
     return (f"{config.name}: no gradient reaches {', '.join(unused[:5])}{', ...' * (len(unused) > 5)}: not trained",)
+
+
+def _check_norms(config: OwnConfig, shape: Shape) -> None:
+    with seeded(0, _CPU):
+        found = norm_parameters(_build(config, shape))
+    if not any(parameter.requires_grad for parameter in found):
+        raise UserError(f"{config.name}: it has no normalisation layer of torch to train: leave sam/only=norm out")
 
 
 def _build(config: OwnConfig, shape: Shape) -> OwnNetwork:

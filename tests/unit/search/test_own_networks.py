@@ -255,6 +255,17 @@ def test_parameters_without_a_gradient_are_named(tmp_path):
     assert lines == ["my_nets.py:Net: no gradient reaches spare.weight, spare.bias: not trained"]
 
 
+def test_sam_of_normalisation_layers_needs_one(tmp_path):
+    """It would move nothing, and take two passes."""
+    only = SPACE.replace('"patience": 4}', '"patience": 4, "sam/only": "norm"}')
+    without = NET.replace("        self.norm = nn.BatchNorm1d(width)\n", "").replace(
+        "self.norm(self.conv(x))", "self.conv(x)"
+    )
+    with pytest.raises(UserError, match=r"my_nets.py:Net: it has no normalisation layer of torch to train: leave sam/"):
+        check(tmp_path, without, only)
+    assert check(tmp_path, without) == [] and check(tmp_path, NET, only) == []
+
+
 def test_batch_norm_needs_more_than_one_value_in_the_smallest_batch(tmp_path):
     """An epoch's smallest batch has two windows, so only a layer that sees one value of them fails."""
     one = NET.replace("self.norm(self.conv(x))", "self.norm(self.conv(x)[:1, :, :1])")

@@ -79,6 +79,19 @@ def test_bands_and_covariances_that_windows_cannot_have_are_refused_before_a_swe
     check(only(name="covariance", bands="even", low=2.0, high=38.0, n_bands=18, order=50), toy)
 
 
+def test_delays_and_intervals_as_long_as_windows_are_refused():
+    """A copy that is delayed by a whole window is the signal itself, and the mean of a whole window is removed."""
+    toy = short_windows(100)
+    with pytest.raises(
+        UserError, match=r"no longer than the delay of 100 samples of the last copy by model/order=3 an"
+    ):
+        check(only(name="covariance", order=3, lag=0.5), toy)
+    check(only(name="covariance", order=3, lag=0.49), toy)
+    with pytest.raises(UserError, match=r"^space.py: windows of .* have one interval at model/rate=1, .* more than 1$"):
+        check(only(name="linear", predictors="time-courses", rate=1.0), toy)
+    check(only(name="linear", predictors="time-courses", rate=1.02), toy)
+
+
 def test_few_people_do_not_choose_epochs():
     with pytest.raises(UserError, match=r"^space.py: early_stop=fold: fold 0 has \d+ training subjects, .* needs 16"):
         check(space(early_stop="fold"), ToyWindows(subjects=20, each=2))
