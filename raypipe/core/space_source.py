@@ -10,7 +10,6 @@ import inspect
 import math
 import symtable
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +122,7 @@ def _keep_function(function: FunctionType, name: str, user: str, kept: _Kept) ->
     if function in kept.functions:
         return
     try:
-        text = textwrap.dedent(inspect.getsource(function))
+        text = _dedented(inspect.getsource(function))
     except (OSError, TypeError):
         raise UserError(f"{name}: its source is not known here; write it to a file, and name the file") from None
     if not text.startswith("def ") or function.__name__ != name or inspect.unwrap(function) is not function:
@@ -137,6 +136,12 @@ def _keep_function(function: FunctionType, name: str, user: str, kept: _Kept) ->
             _keep(used, around[used], name, kept)
         else:
             kept.add(used, "", name)
+
+
+def _dedented(text: str) -> str:
+    """Return a function's source without the first line's indentation, which lines of its texts may not have."""
+    first = text[: len(text) - len(text.lstrip(" \t"))]
+    return "".join(line.removeprefix(first) for line in text.splitlines(keepends=True))
 
 
 def _leaves_annotations(function: FunctionType) -> bool:
@@ -218,8 +223,13 @@ def _is_installed(module: str) -> bool:
 def _text_of_dictionary(space: Mapping[str, Any]) -> str:
     points = space.get(START, [])
     draws, constants = [], []
+    given = _flat({key: value for key, value in space.items() if key != START})
+    names = [name for name, _ in given]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        section, _, rest = twice.partition("/")
+        raise UserError(f"{twice}: it is there twice, under '{twice}' and in '{section}' as '{rest}'; leave one out")
     no_lists = set(parameter_names()) - list_parameters()
-    for name, value in _flat({key: value for key, value in space.items() if key != START}):
+    for name, value in given:
         if isinstance(value, list | tuple) and name in no_lists:
             shown = short_line(repr(list(value)))
             raise UserError(f"{name}: a list is not a choice; to draw one of its values: {{'choices': {shown}}}")

@@ -141,7 +141,7 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
 
     window_seconds = call_seconds(predict, loader.device) / max(1, len(some))
     full_batches = len(trainer.data.train) / trainer.data.batch_sizes[0]
-    epoch = full_batches * step + window_seconds * len(validation)
+    epoch = full_batches * step + window_seconds * (len(validation) + len(data.inner))
     members = 1 + len(config.cycle_ends)
     weights = members * folds.n_folds * _weights_size(trainer.weights())
     predictions = folds.repeats * len(loader.windows) * loader.windows.n_outputs * FLOAT32_BYTES

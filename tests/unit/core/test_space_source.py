@@ -52,6 +52,24 @@ def for_types(trial: optuna.Trial, factor: OnlyForTypes = 2.0) -> dict[str, Only
     return {"optim/weight_decay": factor * 1e-3}
 
 
+def test_a_function_within_another_may_have_texts_that_are_not_indented():
+    def inner(trial):
+        """A space
+        whose docstring is not indented."""
+        return {"epochs": 3}
+
+    space = load_space(inner)
+    assert space.draw(1)[0].epochs == 3 and "whose docstring is not indented." in space.description
+
+
+@pytest.mark.parametrize("other", [1e-3, {"low": 1e-4, "high": 1e-2}])
+def test_a_parameter_that_is_given_twice_is_one_line(other):
+    with pytest.raises(
+        UserError, match=r"^optim/lr: it is there twice, under 'optim/lr' and in 'optim' as 'lr'; leave"
+    ):
+        load_space({"optim/lr": 1e-4, "optim": {"lr": other}})
+
+
 def test_names_that_are_there_for_types_only_are_not_looked_up():
     """The module here leaves annotations as text, and what it imports for types only is not there when it runs."""
     space = load_space(for_types)
