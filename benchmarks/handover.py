@@ -1,6 +1,6 @@
 """Measure the time of a sweep outside training: start-up, and from one trial to the next on a warm worker group.
 
-    python benchmarks/handover.py            # toy windows, 8 trials of 2 folds, 2 workers
+    python benchmarks/handover.py            # toy windows, 8 trials of 2 folds, one at a time on 2 workers
 
 Measured are the seconds from the call to the first epoch of all folds; the handover, from a trial's end to the next
 trial's first epoch without the training of that epoch; and the seconds of the whole sweep. The peer is Ray alone: its
@@ -53,6 +53,7 @@ def swept(folder: Path, trials: int) -> tuple[float, list[float], float]:
         trials=trials,
         folds=2,
         workers=2,
+        concurrent=1,  # the next first epoch after an end is that of the next trial
         prune=False,
         callback=clock,
     )
@@ -91,7 +92,7 @@ def plain_ray(actors: int) -> tuple[float, list[float]]:
 
 def measure(args: argparse.Namespace) -> report.Result:
     """Time a sweep, and Ray alone."""
-    found = report.result(f"Between trials: {args.trials} trials of 2 folds on toy windows, 2 workers")
+    found = report.result(f"Between trials: {args.trials} trials of 2 folds on toy windows, one at a time on 2 workers")
     with tempfile.TemporaryDirectory() as name:
         first, gaps, whole = swept(Path(name), args.trials)
     started, actors = plain_ray(len(gaps))

@@ -3,11 +3,11 @@
     python benchmarks/hosts.py                   # as root, with what tests/cluster needs; ten minutes or more
 
 The hosts are those of tests/cluster, which is imported when they start: namespaces with an sshd each, `ray up`, windows
-and run behind s3://, a submitted job. Each worker host has a core of this machine; head, driver and storage use the
-rest of both. With `--share 0.7` a worker host gets at most that share of its core, with one host and with two. The rest
-is left for head, driver and storage, which would have their own cores on real hosts. Twelve trials of SAM, four folds,
-batch 64 of 129 x 200 as in benchmarks/sweep.py. Printed are the rates of the whole job, and of the part after the first
-trial of every host, which includes no start-up.
+and run behind s3://, a submitted job. Each worker host has a core of this machine; head, driver and storage use what is
+left of all cores, which on two cores is the rest of both. With `--share 0.7` a worker host gets at most that share of
+its core, with one host and with two. The rest is left for head, driver and storage, which would have their own cores on
+real hosts. Twelve trials of SAM, four folds, batch 64 of 129 x 200 as in benchmarks/sweep.py. Printed are the rates of
+the whole job, and of the part after the first trial of every host, which includes no start-up.
 """
 
 from __future__ import annotations

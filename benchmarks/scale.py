@@ -99,7 +99,8 @@ def sweep_seconds(workers: int, windows: int = 4000) -> float:
     with tempfile.TemporaryDirectory() as name:
         store = store_of(Path(name), windows, BASE["channels"], BASE["folds"])
         (Path(name) / "space.py").write_text(SPACE)
-        sweep(Path(name) / "space.py", store, Path(name) / "run", trials=1, folds=4, workers=workers, callback=clock)
+        options: dict[str, Any] = {"trials": 1, "folds": 4, "workers": workers, "concurrent": 1}
+        sweep(Path(name) / "space.py", store, Path(name) / "run", callback=clock, **options)
     return min(b - a for a, b in itertools.pairwise(clock.times))
 
 

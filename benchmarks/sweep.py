@@ -3,8 +3,9 @@
     python benchmarks/sweep.py                               # all, 12 trials each: well over an hour on two cores
     python benchmarks/sweep.py --peer-trials 4               # peers with braindecode's network run 4 of the 12 trials
 
-Twelve configurations of learning rate and rho, four folds, five epochs, SAM, batch 64 of 129 x 200, on two cores. All
-train the same steps on the same windows and score the pooled validation windows after every epoch.
+Twelve configurations of learning rate and rho, four folds, five epochs, SAM, batch 64 of 129 x 200. All train the same
+steps on the same windows, score the pooled validation windows after every epoch, and use the same two cores, with all
+their processes, however many the machine has. raypipe runs one trial at a time on two workers.
 
 a. Optuna alone: two joblib processes of one thread, a plain loop over folds, windows in memory.
 b. Ray Tune: OptunaSearch, one trial per actor of one core, one fold after another, windows memory-mapped, actors
@@ -18,6 +19,7 @@ one after every epoch of every fold.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -46,6 +48,8 @@ from raypipe.models.network import normalise
 from raypipe.storage.records import TrialResult
 
 FOLDS, EPOCHS, BATCH = 4, 5, 64
+CORES = 2
+"""Cores of every contestant."""
 POINTS = [{"lr": lr, "rho": rho} for lr in (3e-4, 1e-3, 3e-3) for rho in (0.02, 0.05, 0.1, 0.2)]
 SPACE = f'''"""Twelve points."""
 START = {[{"optim/lr": p["lr"], "sam/name": "sam", "sam/rho": p["rho"]} for p in POINTS]!r}
@@ -112,7 +116,7 @@ def by_optuna(where: str, network: str, trials: int) -> float:
         "rho": optuna.distributions.FloatDistribution(0.01, 0.5, log=True),
     }
     trials_asked = [study.ask(spaces) for _ in range(trials)]  # at once, because the points are known
-    values = joblib.Parallel(n_jobs=2)(
+    values = joblib.Parallel(n_jobs=CORES)(
         joblib.delayed(plain_trial)(where, network, trial.params, lambda _: None) for trial in trials_asked
     )
     for trial, value in zip(trials_asked, values, strict=True):
@@ -137,7 +141,7 @@ def by_tune(where: str, network: str, trials: int) -> float:
 
     ray.init(
         "local",
-        num_cpus=2,
+        num_cpus=CORES,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -191,6 +195,8 @@ def by_raypipe(folder: Path, trials: int) -> tuple[float, dict[str, float]]:
         folder / "run",
         trials=trials,
         folds=FOLDS,
+        workers=CORES,
+        concurrent=1,
         prune=False,
         callback=clock,
     )
@@ -198,7 +204,7 @@ def by_raypipe(folder: Path, trials: int) -> tuple[float, dict[str, float]]:
     (first, begun), (last, ended) = clock.epochs[0], clock.ends[-1]
     busy = (ended[0] - begun[0]) / (ended[1] - begun[1])
     epochs = [epoch for number in run.trials.index for epoch in run.store.history(number)]
-    training = sum(epoch.seconds for epoch in epochs[1:]) / 2
+    training = sum(epoch.seconds for epoch in epochs[1:]) / CORES
     return seconds, {
         "seconds to the first epoch": first - start,
         "cores busy from then on": busy,
@@ -207,16 +213,34 @@ def by_raypipe(folder: Path, trials: int) -> tuple[float, dict[str, float]]:
 
 
 def processor_seconds() -> tuple[float, float]:
-    """Return the busy ticks of the machine's processors, and all ticks."""
-    with open("/proc/stat") as file:
-        ticks = [float(part) for part in file.readline().split()[1:9]]
-    idle = ticks[3] + ticks[4]
-    return sum(ticks) - idle, sum(ticks)
+    """Return the busy ticks of the cores that this process may use, and all their ticks."""
+    rows = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks = [[float(part) for part in row[1:9]] for row in rows if row and row[0] in cores]
+    idle = sum(each[3] + each[4] for each in ticks)
+    every = sum(map(sum, ticks))
+    return every - idle, every
+
+
+def take_cores() -> None:
+    """Keep this process and those that it starts on `CORES` cores.
+
+    Raises
+    ------
+    SystemExit
+        There are fewer.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:CORES]
+    if len(cores) < CORES:
+        sys.exit(f"this benchmark needs {CORES} cores")
+    os.sched_setaffinity(0, cores)
+    os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": CORES})  # Ray starts a process for each core it counts
 
 
 def measure(args: argparse.Namespace) -> report.Result:
     """Run the searches, one after another."""
     warnings.simplefilter("ignore")
+    take_cores()
     toy = windows_of(args.windows, 129, 200, 16)
     toy.x = normalise(torch.from_numpy(toy.x), "channel").numpy()
     title = f"A search of {args.trials} configurations x {FOLDS} folds x {EPOCHS} epochs, {len(toy)} windows"
