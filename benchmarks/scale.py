@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import itertools
+import statistics
 
 import numpy as np
 import torch
@@ -94,14 +95,14 @@ class Clock(SweepCallback):
 
 
 def sweep_seconds(workers: int, windows: int = 4000) -> float:
-    """Return the least seconds from one epoch to the next in a sweep with `workers` workers per trial."""
+    """Return the median seconds from one epoch to the next in a sweep with `workers` workers per trial."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as name:
         store = store_of(Path(name), windows, BASE["channels"], BASE["folds"])
         (Path(name) / "space.py").write_text(SPACE)
         options: dict[str, Any] = {"trials": 1, "folds": 4, "workers": workers, "concurrent": 1}
         sweep(Path(name) / "space.py", store, Path(name) / "run", callback=clock, **options)
-    return min(b - a for a, b in itertools.pairwise(clock.times))
+    return statistics.median(b - a for a, b in itertools.pairwise(clock.times))
 
 
 def measure(args: argparse.Namespace) -> report.Result:

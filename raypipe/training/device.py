@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError, first_line
 from raypipe.training.determinism import use_deterministic_algorithms
 
@@ -110,6 +111,12 @@ def autocast_type(precision: str, device: torch.device, norm: str = "channel") -
     if precision == "auto":
         return torch.bfloat16 if norm != "none" and _computes_bfloat16(device) else torch.float32
     return cast(torch.dtype, getattr(torch, precision))
+
+
+def pass_type(config: TrialConfig, device: torch.device) -> torch.dtype:
+    """Return the type of a trial's forward passes (`autocast_type`)."""
+    norm = getattr(config.model, "norm", "none")  # models in closed form have none
+    return autocast_type(config.precision, device, norm)
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from raypipe.core.config import TrialConfig
 from raypipe.models.network import DropoutMasks, Network
 from raypipe.models.own import OwnNetwork
 from raypipe.training import torch_compat
-from raypipe.training.device import autocast_type
+from raypipe.training.device import pass_type
 from raypipe.training.loader import Batch
 from raypipe.training.optim import AdamW, Ema, gradients_of, parameters_of
 from raypipe.training.sam import Sam, make_sam
@@ -315,12 +315,6 @@ def whole_batch(state: TrainState[Network], batch: Batch, loss_of: LossOf) -> Te
     loss = loss_of(forward(state, batch.x, batch.dropout), batch.y)
     state.backward(loss)
     return loss.detach()
-
-
-def pass_type(config: TrialConfig, device: torch.device) -> torch.dtype:
-    """Return the type of a trial's forward passes (`autocast_type`)."""
-    norm = getattr(config.model, "norm", "none")  # models in closed form have none
-    return autocast_type(config.precision, device, norm)
 
 
 def forward(state: TrainState[Network], prepared: Tensor, dropout_M: Tensor | None = None) -> Tensor:

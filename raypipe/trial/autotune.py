@@ -22,11 +22,10 @@ from raypipe.core.options import StackOption, StemOption
 from raypipe.core.record import FrozenModel
 from raypipe.storage.records import OwnedRecord
 from raypipe.storage.run_store import RunStore
-from raypipe.training.device import available_bytes
+from raypipe.training.device import available_bytes, pass_type
 from raypipe.training.graphs import UNCAPTURED_CALLS
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
-from raypipe.training.step import pass_type
 from raypipe.training.trainer import SupervisedTrainer
 
 log = logging.getLogger(__name__)
