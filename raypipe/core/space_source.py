@@ -25,9 +25,10 @@ RANGE = {"low", "high", "log", "step"}
 """Keys of a range in a dictionary."""
 START = "START"
 """Key of a dictionary, or attribute of a function, with the points that run first."""
-CO_FUTURE_ANNOTATIONS: int = annotations.compiler_flag
 FUTURE = "from __future__ import annotations\n"
 """Line of a file whose annotations are not evaluated."""
+CO_FUTURE_ANNOTATIONS: int = annotations.compiler_flag
+"""Flag of the functions of such a file."""
 
 
 class SpaceSource(NamedTuple):
@@ -131,7 +132,7 @@ def _keep_function(function: FunctionType, name: str, user: str, kept: _Kept) ->
     kept.add(name, text, user)
     around = {**function.__globals__, **inspect.getclosurevars(function).nonlocals}
     _check_defaults(function, text, around)
-    for used in _globals_of(text if not _leaves_annotations(function) else FUTURE + text, name):
+    for used in _globals_of(FUTURE + text if _leaves_annotations(function) else text, name):
         if used in around:
             _keep(used, around[used], name, kept)
         else:

@@ -67,7 +67,7 @@ def write_store(
     try:
         check_subjects(subjects, str(folder))
     except UserError as error:
-        reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
+        reasons = _reasons(ledger)
         raise UserError(f"{error}" + (f" (left out: {reasons})" if reasons else "")) from None
     text = table.to_csv(index=False, lineterminator="\n").encode()
     table_sha256 = hashlib.sha256(text).hexdigest()
@@ -163,8 +163,7 @@ def _table(
         for place, row in enumerate(record.rows)
     ]
     if not rows:
-        reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
-        raise UserError(f"target '{spec}': no window was found ({reasons or 'no matching event'})")
+        raise UserError(f"target '{spec}': no window was found ({_reasons(ledger) or 'no matching event'})")
     table = limit_windows(pd.DataFrame(rows), asked, ledger)
     if table.empty:
         raise UserError(f"target '{spec}': no person has {asked.min_windows} windows; choose a lower --min-windows")
@@ -182,10 +181,15 @@ def _table(
     return table[[*columns, *used]]
 
 
+def _reasons(ledger: Ledger) -> str:
+    """Return in words what was left out, and how much of it."""
+    return ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
+
+
 def _check_classes(table: pd.DataFrame, spec: str, classes: tuple[str, ...], ledger: Ledger) -> None:
     missing = set(range(len(classes))) - set(table["target"])
     if missing:
-        reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
+        reasons = _reasons(ledger)
         left_out = f" (left out: {reasons})" if reasons else ""
         raise UserError(f"target '{spec}': no window of class '{classes[min(missing)]}'{left_out}")
 
