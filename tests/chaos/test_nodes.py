@@ -61,18 +61,25 @@ def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(field, n
     ends_the_same(driver, run, reference)
 
 
-def controller_on_another_node(place, driver):
-    """Return the raylet of the controller's node; a controller beside the driver is killed until it is elsewhere."""
+def controller_on_another_node(place, driver, gate):
+    """Return the raylet of the node of a controller whose workers wait at the gate; those beside the driver are killed.
+
+    Ray reserves nothing for anyone while a node does not answer that it has asked for a part of it. So none is lost or
+    suspended while its group starts.
+    """
     while True:
+        gate.wait(3, driver)
         [controller] = driver.wait_until(lambda: place.find("controller"), "a controller")
         if (raylet := place.raylet_of(controller)) is not None:
             return raylet
+        group = {controller, *place.find("worker")}
         kill(controller)
-        driver.wait_until(functools.partial(_has_ended, place, controller), "the controller to end")
+        driver.wait_until(functools.partial(_have_ended, place, group), "the controller and its workers to end")
+        gate.shut()
 
 
-def _has_ended(place, controller):
-    return controller not in place.find("controller")
+def _have_ended(place, group):
+    return not group & {*place.find("controller"), *place.find("worker")}
 
 
 @pytest.mark.long  # the next one loses it in a worse way
@@ -81,12 +88,10 @@ def test_the_node_of_a_groups_controller_may_be_lost_for_good(field, nodes, refe
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
     nodes.hooks.set(IMPATIENT | gate.hooks)
     driver = sweep(nodes, folder, run)
-    gate.wait(3, driver)
-    raylet = controller_on_another_node(nodes, driver)
-    driver.wait_until(lambda: epochs_of(run) == 2 and nodes.find("worker"), "workers at the third epoch")
+    raylet = controller_on_another_node(nodes, driver, gate)
     assert [nodes.raylet_of(pid) for pid in nodes.find("coordinator")] == [None], "it is beside the driver, for all"
     nodes.lose_node_of(raylet)
-    driver.wait_until(lambda: controller_on_another_node(nodes, driver) != raylet, "another controller")
+    driver.wait_until(lambda: controller_on_another_node(nodes, driver, gate) != raylet, "another controller")
     gate.open(3)
     ends_the_same(driver, run, reference)
 
@@ -97,8 +102,7 @@ def test_a_controller_that_outlives_its_nodes_loss_starts_no_more_workers(field,
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
     nodes.hooks.set(IMPATIENT | gate.hooks)
     driver = sweep(nodes, folder, run)
-    gate.wait(3, driver)
-    raylet = controller_on_another_node(nodes, driver)
+    raylet = controller_on_another_node(nodes, driver, gate)
     [before] = nodes.find("controller")
     raylet.send_signal(signal.SIGSTOP)
     try:
