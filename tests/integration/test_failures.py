@@ -68,6 +68,7 @@ module.SupervisedTrainer.step = losing
 """
 
 
+@pytest.mark.long  # tests/unit/backend/test_worker.py has it without Tune
 def test_a_worker_that_loses_its_gpu_ends_and_the_sweep_goes_on_in_another(toy, tmp_path, shared, light):
     shared.hooks.set({"raypipe.training.trainer": f"FOLDER = {str(tmp_path)!r}{LOST}"})
     run = sweep(toy / "space.py", toy / "store", tmp_path / "run", **light | {"trials": 2}).store

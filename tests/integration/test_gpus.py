@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.skipif(torch.cuda.is_available(), rea
 LINE = r"^--gpus-per-worker {:g}: no GPU for the worker on \S+: torch .*; install a torch .* --gpus-per-worker 0$"
 
 
-@pytest.mark.parametrize(("workers", "share"), [(2, 1), (3, 0.6)])
+@pytest.mark.parametrize(("workers", "share"), [(2, 1), pytest.param(3, 0.6, marks=pytest.mark.long)])
 def test_a_sweep_ends_with_one_line_and_its_trials_stay_open(toy, shared, tmp_path, workers, share):
     """Workers start, whatever their share: by the sum of its GPUs, one node would have all three of 0.6."""
     gpus = shared.node(num_cpus=3, num_gpus=2), shared.node(num_cpus=3, num_gpus=2)
@@ -34,7 +34,7 @@ def test_a_sweep_ends_with_one_line_and_its_trials_stay_open(toy, shared, tmp_pa
     assert run.numbers() and not run.results()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_pretraining_ends_with_one_line(toy, shared, tmp_path, workers):
     params = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8, "epochs": 2}
     with shared.node(num_cpus=2, num_gpus=2), pytest.raises(UserError, match=LINE.format(1)):

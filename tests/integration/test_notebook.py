@@ -102,6 +102,7 @@ def run_cells(sources, folder):
     return client.execute().cells
 
 
+@pytest.mark.long  # notebooks of test_examples.py run in any case
 def test_from_recordings_to_an_ensemble_and_a_second_sweep_that_is_interrupted(tmp_path):
     simulate(tmp_path / "bids", subjects=9, channels=6, trials=12)
     space = f"SPACE = {str(ROOT / 'search_spaces/smoke.py')!r}"

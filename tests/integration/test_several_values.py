@@ -22,6 +22,7 @@ def space(trial):
 """
 
 
+@pytest.mark.long  # tests/unit/ensembles/test_several_values.py has most of it without Ray
 def test_two_values_go_from_arrays_to_predictions(tmp_path, light):
     toy = ToyWindows(subjects=10, outputs=["p_factor", "attention"], names=["Fz", "Cz", "Pz"])
     x_NCT, y_NK = toy.x * 1e-5, toy.targets * [1.0, 50.0]

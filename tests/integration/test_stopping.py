@@ -59,6 +59,7 @@ def test_a_notice_to_stop_and_ctrl_c_once_and_twice_leave_a_run_that_can_be_resu
     assert same(run, undisturbed, 2)
 
 
+@pytest.mark.long  # in random runs of chaos too
 def test_a_sweep_goes_on_without_its_console(toy, command, tmp_path, undisturbed):
     """The reader of a pipe ends after one line, as `head` does: the sweep ends as if nothing had happened."""
     words = [sys.executable, "-m", "raypipe", *map(str, command(1))]
@@ -86,6 +87,7 @@ def written_to(terminal):
     return ""
 
 
+@pytest.mark.long  # as a notice to stop, by another signal
 def test_a_sweep_whose_terminal_is_closed_drains_and_can_be_resumed(toy, command, tmp_path, undisturbed):
     gate = Gate(tmp_path / "gate", 2)
     ours, theirs = pty.openpty()

@@ -18,6 +18,7 @@ SPACE = {
 }
 
 
+@pytest.mark.long  # tests/unit/ensembles/test_stores.py has most of it without Ray
 def test_a_sweep_of_two_stores_is_continued_combined_exported_and_predicts(tmp_path, shared):
     bids = simulate(tmp_path / "bids", subjects=10, channels=4, trials=8)
     places = {"broad": tmp_path / "broad", "low": tmp_path / "low"}

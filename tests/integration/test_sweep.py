@@ -98,6 +98,7 @@ def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path, mo
     assert {result.number for result in run.store.ranked()} == {0, 1}
 
 
+@pytest.mark.long  # stores and runs behind URIs have unit tests
 def test_windows_and_a_run_behind_uris(toy, tmp_path, monkeypatch, light):
     monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path / "cache"))
     given = light | {"trials": 1}

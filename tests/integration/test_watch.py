@@ -68,6 +68,7 @@ def shows(page, text, place="#driver"):
     page.locator(place, has_text=text).first.wait_for()
 
 
+@pytest.mark.long  # the page's parts have unit tests
 def test_the_page_goes_on_while_a_driver_is_killed_and_acts_on_the_next(watch, alone, command, tmp_path):
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 2, 3, 4)
     alone.hooks.set(gate.hooks)

@@ -103,7 +103,7 @@ sys.meta_path.insert(0, Missing())
     "words",
     [
         ["pytest", "tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider"],
-        ["benchmarks.pretraining", *SMALL, "--seconds", "0", "--steps", "1"],
+        pytest.param(["benchmarks.pretraining", *SMALL, "--seconds", "0", "--steps", "1"], marks=LONG),
         pytest.param(["benchmarks.folds", *SMALL, "--folds", "2", "--windows", "16", "--epochs", "1"], marks=LONG),
         pytest.param(["benchmarks.step", *SMALL, "--stack", "2", "--seconds", "0", "--quick"], marks=LONG),
     ],

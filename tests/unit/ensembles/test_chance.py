@@ -20,6 +20,7 @@ from raypipe.ensembles.fitted import Ensemble
 from raypipe.storage.run_store import RunStore
 
 PEOPLE, EACH = 12, 6
+LONG = pytest.mark.long
 
 
 def rows_of(targets, predictions, subjects, folds=None) -> ScoredRows:
@@ -206,10 +207,10 @@ def one_by_one(rows, rng) -> float:
     ("recordings", "known"),
     [
         pytest.param([[(0, 20)], [(1, 20)]], True, id="a class in each recording"),
-        pytest.param([[(0, 20)], [(1, 20)]], False, id="a class in each half"),
-        pytest.param([[(0, 45)], [(1, 15)]], True, id="recordings of different length"),
+        pytest.param([[(0, 20)], [(1, 20)]], False, id="a class in each half", marks=LONG),
+        pytest.param([[(0, 45)], [(1, 15)]], True, id="recordings of different length", marks=LONG),
         pytest.param([[(0, 10), (1, 10)] * 3], True, id="blocks of one recording"),
-        pytest.param([[(0.2, 20)], [(0.8, 20)]], True, id="trials of recordings with more of one class"),
+        pytest.param([[(0.2, 20)], [(0.8, 20)]], True, id="trials of recordings with more of one class", marks=LONG),
     ],
 )
 def test_offsets_of_recordings_and_blocks_are_not_taken_for_an_effect(recordings, known):

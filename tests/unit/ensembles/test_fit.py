@@ -161,7 +161,9 @@ def test_damaged_members_are_named_and_not_shipped(classes, tmp_path):
     assert not (tmp_path / "bundle").exists() and not (tmp_path / "out.zip").exists()
 
 
-@pytest.mark.parametrize("metric", ["f1", "log-loss", "mae", "pearson"])
+@pytest.mark.parametrize(
+    "metric", ["f1", "mae", *(pytest.param(metric, marks=pytest.mark.long) for metric in ("log-loss", "pearson"))]
+)
 def test_trials_and_ensembles_of_a_run_are_scored_by_its_metric(tmp_path, metric):
     """Trials are ranked in the right direction, rows are scored by scikit-learn's metric, and the report is written."""
     known = METRICS[metric]

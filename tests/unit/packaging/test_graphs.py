@@ -143,7 +143,10 @@ def test_windows_after_an_average_reference_equal_torch(referenced, format):
         assert_equal(module, torch.from_numpy(referenced.store.gather(np.arange(64))), format)
 
 
-@pytest.mark.parametrize("name", ["log-euclid", "riemann", "prototypes", "no shrinkage"])
+@pytest.mark.parametrize(
+    "name",
+    ["riemann", "no shrinkage", *(pytest.param(name, marks=pytest.mark.long) for name in ("log-euclid", "prototypes"))],
+)
 def test_shrinkage_spares_a_graph_the_eigenvalues(families, name):
     module = first_fold(families, list(CONFIGS).index(name))
     model = make_graph(module, "onnx").model.model_proto
@@ -212,6 +215,7 @@ def with_record(path, out, **change):
     return out
 
 
+@pytest.mark.long
 def test_the_record_tells_how_means_of_people_are_read(repeated, tmp_path, capsys):
     run, path = RunStore.open(shutil.copytree(repeated.run.local, tmp_path / "run")), tmp_path / "model.onnx"
     ensemble = raypipe.Run(run).ensemble(method="equal", top=2)

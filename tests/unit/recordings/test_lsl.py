@@ -128,7 +128,7 @@ def test_a_stream_that_stays_away_or_is_silent_has_ended(lsl, name):
     ]
 
 
-@pytest.mark.parametrize("kind", ["TimeoutError", "LostError"])
+@pytest.mark.parametrize("kind", ["TimeoutError", pytest.param("LostError", marks=pytest.mark.long)])
 def test_a_stream_that_does_not_describe_itself_is_not_found_yet(lsl, name, kind, monkeypatch):
     described, failures = lsl.StreamInlet.info, []
 

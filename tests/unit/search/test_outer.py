@@ -384,6 +384,7 @@ def test_parts_draw_other_configurations_and_the_same_again(made, copied):
     assert [run.info.seed for run in OuterRun(copied.where).runs] == seeds
 
 
+@pytest.mark.long  # a run behind a URI, and parts in a folder, are tested in any case
 @pytest.mark.usefixtures("all_baselines")  # as `made` has them
 @pytest.mark.parametrize("made", ["values"], indirect=True)
 def test_behind_a_uri_the_numbers_are_those_of_a_folder(made, s3, capsys):
