@@ -46,7 +46,7 @@ sweep: $(STAMP)
 check: lint types imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q $$($(BIN)/python -m tests.changed)
 
-# What CI runs, in under half an hour on two idle cores; it ends with the time of each part and with what was skipped.
+# What CI runs; it ends with the time of each part and with what was skipped.
 test: $(STAMP)
 	$(BIN)/python -m tests.parts $(PARTS)
 

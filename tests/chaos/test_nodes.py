@@ -64,8 +64,8 @@ def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(field, n
 def controller_on_another_node(place, driver, gate):
     """Return the raylet of the node of a controller whose workers wait at the gate; those beside the driver are killed.
 
-    Ray reserves nothing for anyone while a node does not answer that it has asked for a part of it. So none is lost or
-    suspended while its group starts.
+    While Ray waits for a node to reserve resources it reserves none on any other, and a suspended node does not answer
+    for minutes. So the group must have started.
     """
     while True:
         gate.wait(3, driver)

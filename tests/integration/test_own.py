@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raypipe import Run, load_ensemble, predict
-from raypipe.packaging.check import CheckReport, check_submission
+from raypipe.packaging.check import check_submission
 from raypipe.packaging.submission import export_submission
 from tests.support.plain import plain_sweep
 from tests.support.sweeps import FLAGS, ROOT, Gate, numbers
@@ -71,12 +71,6 @@ def assert_equal_runs(run: Run, expected: Run) -> None:
             assert all(weights[name].equal(w) for name, w in expected.store.weights(number, fold).items())
 
 
-def assert_only_windows_are_others(checked: CheckReport) -> None:
-    """The scorer has other windows. The time of a large network depends on what else the machine does."""
-    failed = {line.name for line in checked.failures} - {"challenge 1: time"}
-    assert failed == {"challenge 1: target and windows"}, str(checked)
-
-
 def assert_predictions_repeat(bundle: Path, bids: Path, store) -> None:
     table = predict(bundle, bids)
     predicted = load_ensemble(bundle).predict(store.gather(range(len(store))))[:, 0]
@@ -99,7 +93,8 @@ def test_from_a_network_of_ones_own_to_a_submission(tiny_bids, tiny_store, tmp_p
     bundle = run.export(tmp_path / "bundle")
     submission = export_submission({1: ensemble}, tmp_path / "submission.zip", windows={1: tiny_store})
     assert not list(bundle.rglob("*.py"))
-    assert_only_windows_are_others(check_submission(submission, bundle=bundle))
+    checked = check_submission(submission, bundle=bundle)
+    assert [line.name for line in checked.failures] == ["challenge 1: target and windows"], str(checked)
     assert_predictions_repeat(bundle, tiny_bids, tiny_store)
 
 
@@ -117,5 +112,7 @@ def test_from_networks_of_braindecode_to_a_submission(tiny_bids, tiny_store, tmp
     ensemble = run.ensemble(top=3, method="equal")
     bundle = run.export(tmp_path / "bundle")
     submission = export_submission({1: ensemble}, tmp_path / "submission.zip", windows={1: tiny_store})
-    assert_only_windows_are_others(check_submission(submission, bundle=bundle))
+    checked = check_submission(submission, bundle=bundle)
+    failed = {line.name for line in checked.failures} - {"challenge 1: time"}  # large, on a busy machine
+    assert failed == {"challenge 1: target and windows"}, str(checked)
     assert_predictions_repeat(bundle, tiny_bids, tiny_store)

@@ -93,7 +93,6 @@ def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outli
     assert CANARY not in "".join(driver.output() for driver in drivers)
 
 
-@pytest.mark.long  # the other half runs in any case
 def test_keys_of_a_head_and_of_who_submits_are_in_no_record_of_a_job(toy, base):
     """The job's driver runs on the head, whose environment has the keys of the cluster."""
     from ray.cluster_utils import Cluster

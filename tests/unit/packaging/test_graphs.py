@@ -215,7 +215,6 @@ def with_record(path, out, **change):
     return out
 
 
-@pytest.mark.long
 def test_the_record_tells_how_means_of_people_are_read(repeated, tmp_path, capsys):
     run, path = RunStore.open(shutil.copytree(repeated.run.local, tmp_path / "run")), tmp_path / "model.onnx"
     ensemble = raypipe.Run(run).ensemble(method="equal", top=2)

@@ -356,7 +356,6 @@ def test_what_code_in_a_bundle_raises_is_one_line(made, tmp_path, monkeypatch):
         ensemble.predict(store.gather(np.arange(3)))
 
 
-@pytest.mark.long
 def test_an_ensemble_of_files_with_unusual_names_is_exported(tmp_path):
     """Browsers write a second download to ``metrics (1).py``."""
     net, metric = "my+nets, für EEG (1).py", tmp_path / "metrics [1]@2.py"
