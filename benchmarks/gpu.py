@@ -22,11 +22,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch
+try:
+    import torch
 
-from benchmarks import report
-from benchmarks.runner import Job, measure, run
-from benchmarks.timing import where
+    from benchmarks import report
+    from benchmarks.runner import Job, measure, run
+    from benchmarks.timing import where
+except ModuleNotFoundError as error:
+    print(f"{sys.executable} has no {error.name}; name a Python that has: make gpu PYTHON=...", file=sys.stderr)
+    sys.exit(2)
 
 LIMIT = 540.0
 """Seconds that all may take."""

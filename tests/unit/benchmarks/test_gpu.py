@@ -32,6 +32,20 @@ def stand_in(monkeypatch, tmp_path):
     return run
 
 
+def test_a_python_without_torch_is_one_line(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCKING.replace('"ray"', '"torch"'))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"{sys.executable} has no torch; name a Python that has: make gpu PYTHON=...\n"
+    assert not done.stdout and not (tmp_path / "out").exists()
+
+
 def test_without_a_device_it_says_so_in_one_line_and_runs_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "out")])
